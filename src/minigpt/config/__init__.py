@@ -1,0 +1,30 @@
+"""The config of a run: a strict pydantic tree, read from presets, files and overrides. Needs no torch."""
+
+from minigpt.config.base import Section
+from minigpt.config.data import DataConfig, SourceConfig, TokenizerConfig
+from minigpt.config.errors import RequestError, WorkError
+from minigpt.config.generation import GenerationConfig
+from minigpt.config.loading import config_yaml, load_config, preset_names, resolved
+from minigpt.config.model import ModelConfig
+from minigpt.config.training import SampleConfig, TrainingConfig
+from minigpt.config.tree import Config, fields, ineffective
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "GenerationConfig",
+    "ModelConfig",
+    "RequestError",
+    "SampleConfig",
+    "Section",
+    "SourceConfig",
+    "TokenizerConfig",
+    "TrainingConfig",
+    "WorkError",
+    "config_yaml",
+    "fields",
+    "ineffective",
+    "load_config",
+    "preset_names",
+    "resolved",
+]

@@ -1,0 +1,264 @@
+"""From a preset or a file, and overrides, to a valid config; and back to the file that repeats the run.
+
+Values come in layers: the defaults, a preset, a file, the overrides of the command line. A key that somebody set and
+that can have no effect is an error; one that was only inherited from a lower layer is dropped with one line.
+"""
+
+import difflib
+import re
+import types
+from collections.abc import Iterable, Mapping, Set
+from importlib import resources
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import ValidationError
+
+from minigpt.config.errors import RequestError
+from minigpt.config.tree import Config, fields, ineffective
+from minigpt.config.yaml import dump_yaml, parse_yaml
+
+LENGTHS = ("training.max_steps", "training.max_tokens", "training.epochs")
+
+
+def preset_names() -> list[str]:
+    """Names of the configs shipped with the package."""
+    return sorted(
+        f.name.removesuffix(".yaml") for f in resources.files("minigpt.presets").iterdir() if f.name.endswith(".yaml")
+    )
+
+
+def load_config(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> tuple[Config, list[str]]:
+    """Read a config.
+
+    source: a preset's name, a YAML or JSON file, or a mapping. overrides: `section.key=value` strings.
+    Returns the config and one line for each inherited value that an override made meaningless.
+    Raises RequestError in one sentence that names the key, the bad value and what would do.
+    """
+    if isinstance(source, Mapping):
+        preset, own, name = {}, dict(source), None
+    else:
+        preset, own, name = _read(str(source))
+    if "preset" in own:
+        base = own.pop("preset")
+        if base not in preset_names():
+            raise RequestError(f"preset={base!r} is not a preset: choose one of {', '.join(preset_names())}")
+        preset, _, _ = _read(base)
+    command = _parse_overrides(overrides)
+    notes: list[str] = []
+    if command:
+        below = _merge(_merge({}, preset), own)
+        config = _settled(below, command, notes, strict=_meaningless(preset, own))
+    else:
+        config = _settled(_merge({}, preset), own, notes)
+    if config.run.name is None and name is not None:
+        config = config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
+    return config, notes
+
+
+def _meaningless(preset: dict[str, Any], own: dict[str, Any]) -> set[str]:
+    """The file's keys that have no effect even without overrides (none if it is not valid alone: they may mend it)."""
+    try:
+        merged = _drop_inherited_lengths(_merge(_merge({}, preset), own), set(_flatten(own)), [])
+        return {key for key in ineffective(Config.model_validate(merged)) if _flatten(own).get(key) is not None}
+    except ValidationError:
+        return set()
+
+
+def _settled(below: dict[str, Any], above: dict[str, Any], notes: list[str], strict: Set[str] = frozenset()) -> Config:
+    """Put the layer `above` on the one `below`.
+
+    Every key of `above`, and those of `below` in `strict`, must have an effect; others of `below` that have none are
+    dropped, with a line in `notes`.
+    """
+    flat_above, flat_below = _flatten(above), _flatten(below)
+    merged = _drop_inherited_lengths(_merge(_merge({}, below), above), set(flat_above), notes)
+    for key, why in ineffective(validate(merged)).items():
+        value = flat_above.get(key, flat_below.get(key))
+        if value is None:  # a null asks for nothing
+            continue
+        if key in flat_above or key in strict:
+            raise RequestError(f"{key}={_show(value)} can have no effect because {why}: leave it out")
+        _remove(merged, key)
+        notes.append(f"{key}={_show(value)} is dropped because {why}")
+    return validate(merged)
+
+
+def _drop_inherited_lengths(merged: dict[str, Any], explicit: set[str], notes: list[str]) -> dict[str, Any]:
+    """A run has one length: one that is set here replaces one that was inherited."""
+    chosen = [key for key in LENGTHS if key in explicit and _flatten(merged).get(key) is not None]
+    for key in LENGTHS:
+        value = _flatten(merged).get(key)
+        if chosen and key not in explicit and value is not None:
+            _remove(merged, key)
+            notes.append(f"{key}={_show(value)} is dropped because {chosen[0]} sets the length of the run")
+    return merged
+
+
+def validate(tree: dict[str, Any]) -> Config:
+    """A config from plain values. Raises RequestError in one sentence."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise RequestError(_sentence(error)) from None
+
+
+def resolved(config: Config) -> dict[str, Any]:
+    """Plain values of every key that has an effect: the file that repeats the run."""
+    tree = config.model_dump(mode="json")
+    for key in ineffective(config):
+        _remove(tree, key)
+    for split in ("train", "val"):  # a source says only what is set
+        for source in tree["data"].get(split) or []:
+            for name in [name for name, value in source.items() if value is None]:
+                del source[name]
+    return {section: values for section, values in tree.items() if values}
+
+
+def config_yaml(config: Config) -> str:
+    """`resolved` as YAML text."""
+    return dump_yaml(resolved(config))
+
+
+def _read(source: str) -> tuple[dict[str, Any], dict[str, Any], str | None]:
+    """(preset values, file values, name) of a preset's name or a file's path."""
+    if source in preset_names():
+        text = (resources.files("minigpt.presets") / f"{source}.yaml").read_text("utf-8")
+        return parse_yaml(text, f"preset {source}"), {}, source
+    path = Path(source)
+    if not path.is_file():
+        if path.is_dir():
+            raise RequestError(
+                f"{source} is a folder: a config is a YAML or JSON file or one of {', '.join(preset_names())}"
+            )
+        close = difflib.get_close_matches(source, preset_names(), 1, 0.5)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise RequestError(
+            f"config {source!r} is neither a file nor a preset: {hint}presets are {', '.join(preset_names())}"
+        )
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError:
+        raise RequestError(f"config {source} is not UTF-8 text: give a YAML or JSON file") from None
+    except OSError as error:
+        raise RequestError(f"config {source} cannot be read: {error.strerror}") from None
+    tree = parse_yaml(text, f"config {source}")
+    if not isinstance(tree, dict):
+        raise RequestError(f"config {source} holds no settings: it must be a mapping such as 'model: {{n_layer: 4}}'")
+    return {}, tree, path.stem if path.stem != "config" else path.resolve().parent.name
+
+
+def _parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    known = fields()
+    for item in overrides:
+        key, equals, text = item.partition("=")
+        key = key.strip().removeprefix("--")
+        if not equals or not key:
+            raise RequestError(f"override {item!r} is not of the form section.key=value")
+        value = text if key in known and _is_text(known[key][0], text) else parse_yaml(text, f"override {item!r}")
+        if key not in known and not isinstance(value, dict):
+            raise RequestError(_unknown(key, value))
+        node = tree
+        *parents, leaf = key.split(".")
+        for part in parents:
+            node = node.setdefault(part, {})
+        node[leaf] = (
+            _merge(node.get(leaf, {}), value) if isinstance(value, dict) and isinstance(node.get(leaf), dict) else value
+        )
+    return tree
+
+
+def _is_text(kind: Any, text: str) -> bool:
+    """Whether an override of this type is taken to the letter, so that `run.name=007` stays what it is."""
+    options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    if str not in options or any(option in options for option in (int, float, bool)):
+        return False
+    return not (text == "null" and type(None) in options)
+
+
+def _sentence(error: ValidationError) -> str:
+    """One sentence about the first thing wrong: unknown keys first, since they explain the rest."""
+    problems = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    first = problems[0]
+    # Members of a union appear in the location as type names: only real keys and list positions are shown.
+    names = {part for key in fields() for part in key.split(".")} | set(_source_fields())
+    last = len(first["loc"]) - 1
+    loc = [
+        part
+        for i, part in enumerate(first["loc"])
+        if isinstance(part, int) or part in names or (first["type"] == "extra_forbidden" and i == last)
+    ]
+    key = ".".join(str(part) for part in loc)
+    value = first["input"]
+    if first["type"] == "extra_forbidden":
+        return _unknown(key, value)
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error" and "=" in message.split(" ")[0] and key.count(".") <= 1 and "data." not in key:
+        return message
+    if first["type"] == "value_error":
+        return f"{key}: {message}"
+    union = [e for e in problems if e["loc"][: len(loc)] == tuple(loc)]
+    expected = " or ".join(dict.fromkeys(re.sub(r"^(Input|String|List) should (be )?", "", e["msg"]) for e in union))
+    help_text = fields()[key][2] if key in fields() else ""
+    return f"{key}={_show(value)} is not possible: expected {expected}" + (
+        f" ({help_text.rstrip('.')})" if help_text else ""
+    )
+
+
+def _source_fields() -> list[str]:
+    from minigpt.config.data import SourceConfig
+
+    return list(SourceConfig.model_fields)
+
+
+def _unknown(key: str, value: Any) -> str:
+    known = list(fields())
+    if key in Config.model_fields:
+        example = next((name for name in known if name.startswith(f"{key}.")), key)
+        return f"{key}={_show(value)} sets a whole section: name one of its keys, such as {example}"
+    if key.startswith(("data.train.", "data.val.")):
+        known = [f"{key.rpartition('.')[0]}.{name}" for name in _source_fields()]
+    leaf = key.rpartition(".")[2]
+    close = difflib.get_close_matches(key, known, 1, 0.75)
+    if not close:  # right name in the wrong section, or no section at all
+        leaves = {k.rpartition(".")[2]: k for k in reversed(known)}
+        close = [leaves[name] for name in difflib.get_close_matches(leaf, list(leaves), 1, 0.6)]
+    close = close or difflib.get_close_matches(key, known, 1, 0)
+    return (
+        f"unknown key {key}={_show(value)}: the nearest one is {close[0]}"
+        if close
+        else f"unknown key {key}={_show(value)}"
+    )
+
+
+def _show(value: Any) -> str:
+    text = dump_yaml([value]).strip()[1:-1].strip() if not isinstance(value, (dict, list)) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`below` with the values of `above` put in, section by section; lists are replaced whole. Changes `below`."""
+    for key, value in above.items():
+        if isinstance(value, Mapping) and isinstance(below.get(key, {}), dict) and key not in ("train", "val"):
+            below[key] = _merge(dict(below.get(key, {})), value)
+        else:
+            below[key] = value
+    return below
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and prefix + key not in ("data.train", "data.val"):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _remove(tree: dict[str, Any], key: str) -> None:
+    *parents, leaf = key.split(".")
+    for part in parents:
+        tree = tree.get(part) or {}
+    tree.pop(leaf, None)

@@ -1,0 +1,175 @@
+"""How training goes: the run, objective, optimizer, schedule, loop, evaluation, checkpoints, logs and callbacks."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from minigpt.config.base import Section
+
+
+class RunConfig(Section):
+    """The run as a whole."""
+
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]+$")
+    """Name of the run, and of its folder under runs/; null means the config's name."""
+    seed: int = Field(1337, ge=0, lt=2**63)
+    """Seed of the initial weights, of the order of the data, and of dropout."""
+    device: str = "auto"
+    """cpu, cuda, cuda:N, mps, or auto for the best one present."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads that PyTorch uses; null means the cores this process may use."""
+    deterministic: bool = True
+    """Use PyTorch's deterministic algorithms, so that two runs are equal to the bit on the same hardware."""
+
+
+class ObjectiveConfig(Section):
+    """What a batch means."""
+
+    kind: Literal["pretrain"] = "pretrain"
+    """pretrain: predict each next token of the text."""
+
+
+class OptimizerConfig(Section):
+    """The optimizer."""
+
+    name: Literal["adamw"] = "adamw"
+    """AdamW (Loshchilov and Hutter 2019)."""
+    lr: float = Field(6e-4, gt=0)
+    """Peak learning rate."""
+    betas: list[float] = Field([0.9, 0.95], min_length=2, max_length=2)
+    """Decay rates of AdamW's two moments."""
+    eps: float = Field(1e-8, gt=0)
+    """Added to the denominator of AdamW's update."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Decoupled weight decay, on matrices only (not on biases and norms)."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optimizer.betas={self.betas} must lie in [0, 1)")
+        return self
+
+
+class ScheduleConfig(Section):
+    """The learning rate over the run."""
+
+    kind: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    """Shape after the warm-up: cosine or linear decay, warm-up-stable-decay (wsd), or constant."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps over which the learning rate rises linearly from near zero to its peak."""
+    min_lr: float = Field(0.0, ge=0)
+    """Learning rate at the end of the run."""
+    decay_fraction: float = Field(0.2, gt=0, le=1)
+    """Share of the run over which wsd decays linearly to `min_lr`."""
+
+
+class TrainingConfig(Section):
+    """The loop."""
+
+    max_steps: int | None = Field(None, ge=1)
+    """Length of the run in optimizer steps (or give `max_tokens` or `epochs`)."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Length of the run in tokens, rounded up to whole steps."""
+    epochs: float | None = Field(None, gt=0)
+    """Length of the run in passes over the training text, rounded up to whole steps."""
+    batch_tokens: int = Field(32768, ge=1)
+    """Target tokens of one optimizer step: a multiple of the context length."""
+    micro_batch: int | Literal["auto"] = "auto"
+    """Rows that go through the network at once; gradients accumulate over the rest. auto fits them to the memory."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the network: fp32, or autocast to bf16, or to fp16 with loss scaling. Weights stay fp32."""
+    compile: bool = False
+    """Compile the network with torch.compile (needs a C++ compiler)."""
+    grad_clip: float | None = Field(1.0, gt=0)
+    """Scale gradients down to this global norm; null means never."""
+    overfit_batches: int | None = Field(None, ge=1)
+    """Train and validate on the first N batches only, over and over: a check that the model can learn."""
+    max_bad_steps: int = Field(3, ge=1)
+    """After this many steps in a row with a non-finite loss or gradient, go back to the last good checkpoint."""
+    max_restores: int = Field(3, ge=0)
+    """Stop with a report after going back this many times."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        lengths = {k: v for k in ("max_steps", "max_tokens", "epochs") if (v := getattr(self, k)) is not None}
+        if len(lengths) > 1:
+            said = " and ".join(f"training.{key}={value}" for key, value in lengths.items())
+            raise ValueError(f"{said} both set the length of the run: keep one of them")
+        if isinstance(self.micro_batch, int) and self.micro_batch < 1:
+            raise ValueError(f"training.micro_batch={self.micro_batch} must be at least 1")
+        return self
+
+
+class DistributedConfig(Section):
+    """Training on several processes (nothing to set: one process so far)."""
+
+
+class EvaluationConfig(Section):
+    """Validation loss while training."""
+
+    every_steps: int | None = Field(250, ge=1)
+    """Steps between two evaluations, besides the one at the end; null means only that one."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Evaluate on about this many tokens, spread evenly over the validation text; null means all of it."""
+
+
+class CheckpointConfig(Section):
+    """Saving the run."""
+
+    every_steps: int | None = Field(500, ge=1)
+    """Steps between two checkpoints, besides the one at the end; null means no regular ones."""
+    every_minutes: float | None = Field(10.0, gt=0)
+    """Minutes after which a checkpoint is saved even if none was due; null means never."""
+    keep_last: int = Field(2, ge=2)
+    """How many of the newest checkpoints to keep; the best one is kept besides."""
+    background: bool = True
+    """Write checkpoints while training goes on."""
+
+
+class LoggersConfig(Section):
+    """What is reported, and how often."""
+
+    every_steps: int = Field(10, ge=1)
+    """Steps between two lines of metrics."""
+    console: Literal["auto", "rich", "plain", "quiet"] = "auto"
+    """Live progress (rich), plain lines, or neither (quiet); auto is rich on a terminal and plain elsewhere."""
+
+
+class SampleConfig(Section):
+    """Text generated while training, so that one can watch the model learn."""
+
+    every_steps: int | None = Field(None, ge=1)
+    """Steps between two samples; null means none."""
+    prompt: str = ""
+    """Text that each sample continues."""
+    max_new_tokens: int = Field(100, ge=1)
+    """Length of a sample in tokens."""
+    temperature: float = Field(0.8, ge=0)
+    """Temperature of the drawing."""
+
+
+class EarlyStoppingConfig(Section):
+    """Ending the run when the validation loss has stopped falling."""
+
+    patience: int | None = Field(None, ge=1)
+    """Stop after this many evaluations in a row without a better validation loss; null means never."""
+    min_delta: float = Field(0.0, ge=0)
+    """How much lower a loss must be to count as better."""
+
+
+class MonitorConfig(Section):
+    """Norms of the weights by part of the network."""
+
+    every_steps: int | None = Field(None, ge=1)
+    """Steps between two measurements; null means none."""
+
+
+class CallbacksConfig(Section):
+    """What else happens while training."""
+
+    sample: SampleConfig = SampleConfig()
+    """Samples while training."""
+    early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
+    """Early stopping."""
+    monitor: MonitorConfig = MonitorConfig()
+    """Weight norms."""

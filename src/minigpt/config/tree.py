@@ -1,0 +1,120 @@
+"""The whole config: one tree, and the rules that hold between its sections."""
+
+from typing import Any, Self
+
+from pydantic import model_validator
+
+from minigpt.config.base import Section
+from minigpt.config.data import DataConfig, TokenizerConfig
+from minigpt.config.model import ModelConfig
+from minigpt.config.training import (
+    CallbacksConfig,
+    CheckpointConfig,
+    DistributedConfig,
+    EvaluationConfig,
+    LoggersConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+    TrainingConfig,
+)
+
+
+class Config(Section):
+    """Everything that determines a run."""
+
+    run: RunConfig = RunConfig()
+    """The run as a whole."""
+    model: ModelConfig = ModelConfig()
+    """The network."""
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    """How text becomes token ids."""
+    data: DataConfig = DataConfig()
+    """Training and validation text."""
+    objective: ObjectiveConfig = ObjectiveConfig()
+    """What a batch means."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """The optimizer."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """The learning rate over the run."""
+    training: TrainingConfig = TrainingConfig()
+    """The loop."""
+    distributed: DistributedConfig = DistributedConfig()
+    """Several processes."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Validation while training."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """Saving the run."""
+    loggers: LoggersConfig = LoggersConfig()
+    """Reports."""
+    callbacks: CallbacksConfig = CallbacksConfig()
+    """What else happens while training."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        length, tokens = self.model.context_length, self.training.batch_tokens
+        if tokens % length:
+            lower = tokens // length * length
+            near = f"{lower} or {lower + length}" if lower else f"{length}"
+            raise ValueError(
+                f"training.batch_tokens={tokens} is not a multiple of model.context_length={length}: use {near}"
+            )
+        rows, micro = self.batch_rows, self.training.micro_batch
+        if isinstance(micro, int) and rows % micro:
+            near = max(d for d in range(1, min(rows, micro) + 1) if rows % d == 0)
+            raise ValueError(
+                f"training.micro_batch={micro} does not divide the {rows} rows of a batch "
+                f"(training.batch_tokens / model.context_length): use {near}"
+            )
+        if self.schedule.kind != "constant" and self.schedule.min_lr > self.optimizer.lr:
+            raise ValueError(
+                f"schedule.min_lr={self.schedule.min_lr} is above the peak optimizer.lr={self.optimizer.lr}"
+            )
+        return self
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows (of `model.context_length` tokens) in one optimizer step."""
+        return self.training.batch_tokens // self.model.context_length
+
+
+def ineffective(config: Config) -> dict[str, str]:
+    """Keys that can have no effect in this config, each with the reason as "because ..."."""
+    model, tokenizer, schedule = config.model, config.tokenizer, config.schedule
+    callbacks, data = config.callbacks, config.data
+    off: dict[str, str] = {}
+
+    def rule(condition: bool, reason: str, *keys: str) -> None:
+        off.update({key: reason for key in keys if condition})
+
+    rule(model.position != "rope", "model.position=learned has no rotation",
+         "model.rope_theta", "model.partial_rotary_factor")  # fmt: skip
+    rule(tokenizer.kind != "bpe", f"tokenizer.kind={tokenizer.kind} trains no BPE",
+         "tokenizer.vocab_size", "tokenizer.pattern", "tokenizer.special_tokens")  # fmt: skip
+    rule(tokenizer.kind in ("bpe", "char"), f"tokenizer.kind={tokenizer.kind} is built from the training text",
+         "tokenizer.path")  # fmt: skip
+    rule(data.val is not None, "data.val gives the validation text", "data.val_fraction")
+    rule(tokenizer.kind == "char", "tokenizer.kind=char has no end-of-text token", "data.append_eot")
+    rule(schedule.kind == "constant", "schedule.kind=constant does not decay", "schedule.min_lr")
+    rule(schedule.kind != "wsd", f"schedule.kind={schedule.kind} decays over the whole run", "schedule.decay_fraction")
+    rule(callbacks.sample.every_steps is None, "callbacks.sample.every_steps=null draws no samples",
+         "callbacks.sample.prompt", "callbacks.sample.max_new_tokens", "callbacks.sample.temperature")  # fmt: skip
+    rule(callbacks.early_stopping.patience is None, "callbacks.early_stopping.patience=null never stops",
+         "callbacks.early_stopping.min_delta")  # fmt: skip
+    rule(config.training.overfit_batches is not None, "training.overfit_batches validates on its own batches",
+         "data.val", "evaluation.max_tokens")  # fmt: skip
+    rule(model.init_from is not None, "model.init_from gives the initial weights", "model.init_std")
+    return off
+
+
+def fields(section: type[Section] = Config, prefix: str = "") -> dict[str, tuple[Any, Any, str]]:
+    """Every dotted key of the tree: its type, default and help text."""
+    found: dict[str, tuple[Any, Any, str]] = {}
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            found |= fields(kind, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = (kind, field.get_default(call_default_factory=True), field.description or "")
+    return found
