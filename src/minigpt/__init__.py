@@ -1,0 +1,58 @@
+"""minigpt: train small language models, from text to chat, exactly reproducibly.
+
+The public API on one screen. PyTorch is imported when something of it is first used.
+"""
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minigpt.api import train
+    from minigpt.config import Config, GenerationConfig, ModelConfig, RequestError, WorkError, load_config
+    from minigpt.inference import LoadedModel, load
+    from minigpt.model import GPT
+    from minigpt.tokenizer import Tokenizer, load_tokenizer
+    from minigpt.training import Callback, Trainer
+
+__all__ = [
+    "GPT",
+    "Callback",
+    "Config",
+    "GenerationConfig",
+    "LoadedModel",
+    "ModelConfig",
+    "RequestError",
+    "Tokenizer",
+    "Trainer",
+    "WorkError",
+    "load",
+    "load_config",
+    "load_tokenizer",
+    "train",
+]
+
+_HOME = {
+    "config": ("Config", "GenerationConfig", "ModelConfig", "RequestError", "WorkError", "load_config"),
+    "tokenizer": ("Tokenizer", "load_tokenizer"),
+    "model": ("GPT",),
+    "inference": ("LoadedModel", "load"),
+    "training": ("Callback", "Trainer"),
+    "api": ("train",),
+}
+
+try:
+    __version__ = version("minigpt")
+except PackageNotFoundError:  # run from a source tree that was not installed
+    __version__ = "0.0.0"
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(import_module(f"minigpt.{module}"), name)
+    raise AttributeError(f"module 'minigpt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -6,14 +6,27 @@ from minigpt.config.errors import RequestError, WorkError
 from minigpt.config.generation import GenerationConfig
 from minigpt.config.loading import config_yaml, load_config, preset_names, resolved
 from minigpt.config.model import ModelConfig
-from minigpt.config.training import SampleConfig, TrainingConfig
+from minigpt.config.training import (
+    CallbacksConfig,
+    CheckpointConfig,
+    EarlyStoppingConfig,
+    MonitorConfig,
+    OptimizerConfig,
+    SampleConfig,
+    TrainingConfig,
+)
 from minigpt.config.tree import Config, fields, ineffective
 
 __all__ = [
+    "CallbacksConfig",
+    "CheckpointConfig",
     "Config",
     "DataConfig",
+    "EarlyStoppingConfig",
     "GenerationConfig",
     "ModelConfig",
+    "MonitorConfig",
+    "OptimizerConfig",
     "RequestError",
     "SampleConfig",
     "Section",

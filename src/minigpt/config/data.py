@@ -71,7 +71,7 @@ class DataConfig(Section):
     """What the model is trained and validated on."""
 
     train: Sources | None = None
-    """Text: a path, glob, folder, URL, `demo:stories`, `demo:dialogues`, a mapping (path, url, field, ...) or a list."""
+    """Text: a path, glob, folder, URL, `demo:stories`, `demo:dialogues`, a mapping (path, field, ...) or a list."""
     val: Sources | None = None
     """Separate validation text, given as `train` is; null means the last `val_fraction` of `train`."""
     val_fraction: float = Field(0.1, ge=0, lt=1)
@@ -84,7 +84,7 @@ class TokenizerConfig(Section):
     """How text becomes token ids."""
 
     kind: Literal["char", "bpe", "gpt2", "file"] = "bpe"
-    """One id a character (char), a byte-level BPE trained on the training text, GPT-2's own, or one from `path` (file)."""
+    """One id a character (char), a byte-level BPE trained on the text (bpe), GPT-2's own, or one from `path` (file)."""
     path: str | None = None
     """tokenizer.json or its folder (file); the folder of encoder.json and vocab.bpe (gpt2; null downloads them)."""
     vocab_size: int = Field(4096, ge=1)

@@ -28,15 +28,20 @@ def preset_names() -> list[str]:
     )
 
 
-def load_config(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> tuple[Config, list[str]]:
+def load_config(
+    source: str | Path | Mapping[str, Any], overrides: Iterable[str] | Mapping[str, Any] = ()
+) -> tuple[Config, list[str]]:
     """Read a config.
 
-    source: a preset's name, a YAML or JSON file, or a mapping. overrides: `section.key=value` strings.
+    source: a preset's name, a YAML or JSON file, or a mapping. overrides: `section.key=value` strings,
+    or a tree of values.
     Returns the config and one line for each inherited value that an override made meaningless.
     Raises RequestError in one sentence that names the key, the bad value and what would do.
     """
     if isinstance(source, Mapping):
-        preset, own, name = {}, dict(source), None
+        preset: dict[str, Any] = {}
+        own: dict[str, Any] = dict(source)
+        name: str | None = None
     else:
         preset, own, name = _read(str(source))
     if "preset" in own:
@@ -44,7 +49,7 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
         if base not in preset_names():
             raise RequestError(f"preset={base!r} is not a preset: choose one of {', '.join(preset_names())}")
         preset, _, _ = _read(base)
-    command = _parse_overrides(overrides)
+    command = dict(overrides) if isinstance(overrides, Mapping) else _parse_overrides(overrides)
     notes: list[str] = []
     if command:
         below = _merge(_merge({}, preset), own)

@@ -122,6 +122,8 @@ class CheckpointConfig(Section):
     """Minutes after which a checkpoint is saved even if none was due; null means never."""
     keep_last: int = Field(2, ge=2)
     """How many of the newest checkpoints to keep; the best one is kept besides."""
+    best: bool = True
+    """Also save at each evaluation with the lowest validation loss so far."""
     background: bool = True
     """Write checkpoints while training goes on."""
 

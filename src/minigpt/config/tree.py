@@ -62,10 +62,10 @@ class Config(Section):
             )
         rows, micro = self.batch_rows, self.training.micro_batch
         if isinstance(micro, int) and rows % micro:
-            near = max(d for d in range(1, min(rows, micro) + 1) if rows % d == 0)
+            divisor = max(d for d in range(1, min(rows, micro) + 1) if rows % d == 0)
             raise ValueError(
                 f"training.micro_batch={micro} does not divide the {rows} rows of a batch "
-                f"(training.batch_tokens / model.context_length): use {near}"
+                f"(training.batch_tokens / model.context_length): use {divisor}"
             )
         if self.schedule.kind != "constant" and self.schedule.min_lr > self.optimizer.lr:
             raise ValueError(

@@ -61,19 +61,25 @@ class Prefetcher(Generic[T]):
             raise RuntimeError("this prefetcher was closed")
         began = time.perf_counter()
         try:
-            while True:
-                # Read before the queue is: a thread that was alive may still add an item, a dead one cannot.
-                alive = self._thread.is_alive()
-                try:
-                    return self._items.get(timeout=POLL_SECONDS) if alive else self._items.get_nowait()
-                except queue.Empty:
-                    if alive:
-                        continue
-                    if self._error is not None:
-                        raise self._error from self._error.__cause__
-                    raise StopIteration from None
+            item = self._take()
         finally:
             self.wait_ms = (time.perf_counter() - began) * 1000
+        if item is not None:
+            return item
+        if self._error is not None:
+            raise self._error
+        raise StopIteration
+
+    def _take(self) -> tuple[int, T] | None:
+        """The next item, or None if the thread has ended and left none. Short waits keep Ctrl-C working everywhere."""
+        while True:
+            # Looked up before the queue is: a thread that was alive may still add an item, a dead one cannot.
+            alive = self._thread.is_alive()
+            try:
+                return self._items.get(timeout=POLL_SECONDS) if alive else self._items.get_nowait()
+            except queue.Empty:
+                if not alive:
+                    return None
 
     __next__ = next
 
@@ -81,7 +87,7 @@ class Prefetcher(Generic[T]):
         return self
 
     def close(self, timeout: float = 5.0) -> None:
-        """Stop the thread and wait for it, at most `timeout` seconds (a `make` that hangs is left behind). Repeatable."""
+        """Stop the thread; waits for it `timeout` seconds at most (a `make` that hangs is left behind). Repeatable."""
         self._closed = True
         self._closing.set()
         while True:  # what was made already is dropped, so that a thread waiting for room goes on at once

@@ -1,13 +1,14 @@
 """From logits to the next token: the usual filters, and a draw that only its seed decides.
 
-The filters mean the same as the `LogitsProcessor` classes of Hugging Face transformers and are applied in the order of its
-`generate`: repetition penalty (Keskar et al. 2019, CTRL, section 4.1), temperature, top-k (Fan et al. 2018), top-p (Holtzman et
-al. 2020, nucleus sampling), min-p (Nguyen et al. 2024). All take and return logits (B, V) in fp32, in nats; a token that is
-filtered out has logit -inf. None changes its argument.
+The filters mean the same as the `LogitsProcessor` classes of Hugging Face transformers and are applied in the order
+of its `generate`: repetition penalty (Keskar et al. 2019, CTRL, section 4.1), temperature, top-k (Fan et al. 2018),
+top-p (Holtzman et al. 2020, nucleus sampling), min-p (Nguyen et al. 2024). All take and return logits (B, V) in fp32,
+in nats; a token that is filtered out has logit -inf. None changes its argument.
 
-A draw inverts the cumulative distribution at a uniform number from the row's own CPU generator. The generator of sample `i` is
-seeded from `(seed, i)`, so a sample does not depend on how many others are drawn beside it, on the device, or on the global
-random state; and a rounding difference in the logits changes the token only where the uniform number falls within that rounding.
+A draw inverts the cumulative distribution at a uniform number from the row's own CPU generator. The generator of
+sample `i` is seeded from `(seed, i)`, so a sample does not depend on how many others are drawn beside it, on the
+device, or on the global random state; and a rounding difference in the logits changes the token only where the
+uniform number falls within that rounding.
 """
 
 import hashlib
@@ -22,13 +23,13 @@ from minigpt.config import GenerationConfig
 
 
 def repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Divide the positive logits of the tokens in `seen` (B, V, bool) by `penalty` and multiply their negative ones by it."""
+    """Of the tokens in `seen` (B, V, bool), divide positive logits by `penalty` and multiply negative ones by it."""
     penalised = torch.where(logits > 0, logits / penalty, logits * penalty)
     return torch.where(seen, penalised, logits)
 
 
 def temperature(logits: Tensor, value: float) -> Tensor:
-    """Logits divided by `value` > 0, shifted so that the largest is 0: a tiny temperature then cannot overflow to inf."""
+    """Logits divided by `value` > 0, shifted so that the largest is 0: then a tiny `value` cannot give inf - inf."""
     smallest = torch.finfo(logits.dtype).tiny  # below it the divisor itself would round to 0
     return (logits - logits.amax(-1, keepdim=True)) / max(value, smallest)
 
@@ -90,7 +91,8 @@ def draw(logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     cumulative = logits.double().softmax(-1).cumsum(-1)  # (B, V)
     total = cumulative[:, -1:].contiguous()
     uniform = torch.cat([torch.rand(1, 1, generator=generator, dtype=torch.float64) for generator in generators])
-    # The first token whose cumulative probability exceeds the point, hence never one of probability 0. Where rounding puts the
+    # The first token whose cumulative probability exceeds the point, hence never one of probability 0. Where
+    # rounding puts the
     # point on the total itself, the last token of positive probability.
     chosen = torch.searchsorted(cumulative, uniform.to(logits.device) * total, right=True)
     return torch.minimum(chosen, torch.searchsorted(cumulative, total)).squeeze(1).cpu()
@@ -99,6 +101,6 @@ def draw(logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
 def next_tokens(
     logits: Tensor, seen: Tensor, config: GenerationConfig, generators: Sequence[torch.Generator]
 ) -> Tensor:
-    """The next token of each row (B,), int64 on the CPU: filtered and drawn, or the most likely one at temperature 0."""
+    """The next token of each row (B,), int64 on the CPU: filtered and drawn, or at temperature 0 the most likely."""
     logits = filter_logits(logits, seen, config)
     return logits.argmax(-1).cpu() if config.temperature == 0 else draw(logits, generators)

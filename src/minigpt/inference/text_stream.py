@@ -1,12 +1,12 @@
 """Tokens in, text out as soon as it is certain: whole characters only, and nothing that may belong to a stop string.
 
-The deltas of a `TextStream` concatenate to `tokenizer.decode(ids)`, cut where a stop string begins. What is still undecided when
-the tokens end (an unfinished UTF-8 sequence: U+FFFD; the beginning of a stop string) comes out of `finish`. A token costs O(1)
-amortised, whatever came before it.
+The deltas of a `TextStream` concatenate to `tokenizer.decode(ids)`, cut where a stop string begins. What is still
+undecided when the tokens end (an unfinished UTF-8 sequence: U+FFFD; the beginning of a stop string) comes out of
+`finish`. A token costs O(1) amortised, whatever came before it.
 
-For tokenizers that map each id to bytes, the text is those bytes decoded as UTF-8 with errors replaced. For any other (WordPiece,
-SentencePiece-like decoders that look at neighbours) a short window of tokens is decoded with and without the new one and the
-difference is the delta, as vLLM's detokenizer does.
+For tokenizers that map each id to bytes, the text is those bytes decoded as UTF-8 with errors replaced. For any other
+(WordPiece, SentencePiece-like decoders that look at neighbours) a short window of tokens is decoded with and without
+the new one and the difference is the delta, as vLLM's detokenizer does.
 """
 
 import codecs
@@ -38,7 +38,7 @@ class ByteDecoder:
 
     def push(self, token: int) -> str:
         piece = self.tokenizer.token_bytes(token)
-        if piece is None:  # a special token stands for its own name
+        if piece is None:  # a special token, which stands for its own name
             piece = self.tokenizer.decode([token]).encode()
         return self.utf8.decode(piece)
 
@@ -74,17 +74,17 @@ class WindowDecoder:
 class TextStream:
     """The text of one row of generated tokens.
 
-    `stopped` becomes true when a stop string is complete; the text ends before it. Of several stop strings the one that is
-    completed first counts, of those completed by the same character the longest, however the characters are split into tokens.
+    `stopped` becomes true when a stop string is complete; the text ends before it. Of several stop strings the one
+    that is
+    completed first counts, of those completed by the same character the longest, however the characters are split
+    into tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), prompt: Sequence[int] = ()) -> None:
         self.stop = tuple(stop)
         self.stopped = False
         self.held = ""
-        self.decoder: Decoder = (
-            ByteDecoder(tokenizer) if _is_byte_level(tokenizer) else WindowDecoder(tokenizer, prompt)
-        )
+        self.decoder: Decoder = ByteDecoder(tokenizer) if tokenizer.exact_bytes else WindowDecoder(tokenizer, prompt)
 
     def push(self, token: int) -> str:
         """Text that this token makes certain, often the token's own."""

@@ -1,0 +1,160 @@
+"""The `minigpt` command: its frame. What went wrong becomes one sentence on stderr and an exit status.
+
+Status 0: done; 1: the work failed; 2: the request was wrong; 130 and 143: stopped by SIGINT and SIGTERM. Nothing is
+imported here but the standard library, so that an interrupt while the rest is being imported ends quietly as well.
+"""
+
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from typer import TyperException
+
+STOPPED = {signal.SIGINT: 130, signal.SIGTERM: 143}
+"""Exit status after each signal: 128 + its number, as shells report it."""
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived. Like KeyboardInterrupt not an Exception, so that only `main` and `finally` clauses see it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line (default: this process's) and give its exit status. Errors are reported, never raised."""
+    try:
+        with _streams(), _sigterm():
+            try:
+                status = _run(sys.argv[1:] if arguments is None else list(arguments))
+                sys.stdout.flush()
+                return status
+            except Exception as error:
+                return _report(error)
+    except KeyboardInterrupt:
+        status = STOPPED[signal.SIGINT]
+    except Terminated:
+        status = STOPPED[signal.SIGTERM]
+    _flush_quietly()
+    return status
+
+
+def _run(arguments: list[str]) -> int:
+    from typer import TyperException
+    from typer.main import get_command
+
+    from minigpt.cli.app import app
+    from minigpt.config import RequestError
+
+    try:
+        # Not standalone: errors are raised. The result is an `Exit`'s status, or what the command returned (None here).
+        return get_command(app).main(arguments, prog_name="minigpt", standalone_mode=False) or 0
+    except TyperException as error:  # the parser's: an unknown option, a missing argument, ...
+        raise RequestError(_usage_sentence(error)) from error
+    except SystemExit as stop:  # how typer ends when the reader of stdout has gone away, and after shell completion
+        _flush_quietly()
+        return stop.code if isinstance(stop.code, int) else 1
+
+
+def _usage_sentence(error: "TyperException") -> str:
+    """The parser's message in this command's style: one clause, and where to read more."""
+    message = error.format_message().strip()
+    option = str(getattr(error, "option_name", ""))
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "minigpt"
+    if "." in option and option.startswith("--"):
+        key = option.removeprefix("--").partition("=")[0]
+        return f"no such option: {option}; config keys are written without dashes, as {key}=VALUE"
+    problems = getattr(error.__cause__, "errors", None)
+    parameter = getattr(error, "param", None)
+    if problems is not None and parameter is not None:  # a value of the wrong type
+        name = parameter.opts[0] if parameter.opts[0].startswith("-") else parameter.metavar or parameter.name
+        wanted = problems()[0]["msg"].removeprefix("Input should be ").partition(",")[0]
+        message = f"{name}={problems()[0]['input']} is not possible: it should be {wanted}"
+    possible = list(getattr(error, "possibilities", None) or [])
+    if possible:
+        message = f"no such option: {option} (did you mean {' or '.join(possible)}?)"
+    return f"{message[:1].lower()}{message[1:].rstrip('.')}; see {path} --help"
+
+
+def _report(error: Exception) -> int:
+    """One line on stderr about `error`, and its exit status. MINIGPT_DEBUG=1 adds the traceback."""
+    from minigpt.config import RequestError, WorkError
+
+    if os.environ.get("MINIGPT_DEBUG", "0") not in ("", "0"):
+        traceback.print_exception(error)
+    if isinstance(error, BrokenPipeError):  # `minigpt ... | head`: nobody reads on, there is nothing to say
+        _flush_quietly()
+        return 1
+    if isinstance(error, RequestError | WorkError):
+        message = str(error)
+    elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        message = f"out of memory ({error or 'of this machine'}): use a smaller batch, context or model"
+    elif isinstance(error, OSError) and error.strerror:
+        message = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror)
+    else:
+        message = f"internal error: {type(error).__name__}: {error} (set MINIGPT_DEBUG=1 to see where)"
+    _flush_quietly()  # what was printed so far comes first
+    print("minigpt:", " ".join(message.split()), file=sys.stderr)
+    return 2 if isinstance(error, RequestError) else 1
+
+
+def _flush_quietly() -> None:
+    """Write out what stdout still holds; if it cannot be, drop it, or the interpreter would complain at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        try:
+            descriptor = sys.stdout.fileno()
+        except OSError:  # not a file of the system's: nothing is flushed at the end
+            return
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, descriptor)
+        os.close(nowhere)
+
+
+@contextmanager
+def _streams() -> Iterator[None]:
+    """UTF-8 on stdout (on a terminal: its own encoding, with ? for what it lacks), and the log's warnings on stderr."""
+    _configure(sys.stdout)
+    _configure(sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("minigpt: %(message)s"))
+    logger = logging.getLogger("minigpt")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def _configure(stream: TextIO) -> None:
+    reconfigure = getattr(stream, "reconfigure", None)  # a replaced stream (a test's, a notebook's) may have none
+    if reconfigure is not None:
+        errors = "replace" if stream is sys.stdout else "backslashreplace"
+        if stream.isatty():
+            reconfigure(errors=errors)
+        else:
+            reconfigure(encoding="utf-8", errors=errors)
+
+
+@contextmanager
+def _sigterm() -> Iterator[None]:
+    """SIGTERM raises `Terminated`, as SIGINT raises KeyboardInterrupt; `train` has handlers of its own, which save."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, terminate)
+    except ValueError:  # not the main thread, so no signal comes here
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,74 @@
+"""`minigpt train` and `minigpt demo`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from minigpt.cli import options
+from minigpt.cli.output import print_json, say
+from minigpt.config import RequestError, load_config
+
+
+def train(
+    config: options.Config,
+    overrides: options.Overrides = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The run's folder (default: runs/NAME)", show_default=False)
+    ] = None,
+    resume: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|never|PATH",
+            help="auto goes on with an unfinished run in the run's folder; never refuses a used folder; PATH starts a "
+            "new run from that checkpoint",
+        ),
+    ] = "auto",
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print the resolved config, size, memory and time, and one batch, then stop"),
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="With --dry-run: print it as one JSON object")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress, the same as loggers.console=quiet")
+    ] = False,
+) -> None:
+    """Train a model.
+
+    For example: minigpt train shakespeare-char data.train=input.txt
+    """
+    if json and not dry_run:
+        raise RequestError("--json needs --dry-run: a run writes its numbers to metrics.jsonl in its folder")
+    if resume not in ("auto", "never") and not Path(resume).exists():
+        raise RequestError(f"--resume {resume} is neither auto nor never, nor does such a checkpoint exist")
+    settings, notes = load_config(config, [*(overrides or []), *(["loggers.console=quiet"] if quiet else [])])
+    for note in notes:
+        say(f"minigpt: {note}")
+
+    from minigpt import training  # imports torch: only now that the request is known to make sense
+
+    if dry_run:
+        plan = training.dry_run(settings, run_dir)
+        if json:
+            print_json(plan.as_dict())
+        else:
+            print(plan.config_yaml.rstrip("\n"), *plan.lines, plan.batch_text, sep="\n")
+        return
+    result = training.train(settings, run_dir=run_dir, resume=resume)
+    if result.message:
+        say(result.message)
+    if result.exit_status:
+        raise typer.Exit(result.exit_status)
+
+
+def demo(
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The run's folder (default: a new one)", show_default=False)
+    ] = None,
+) -> None:
+    """Watch a small model learn to tell stories in three minutes."""
+    from minigpt.training.demo import run_demo
+
+    status = run_demo(out)
+    if status:
+        raise typer.Exit(status)

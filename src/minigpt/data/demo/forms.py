@@ -1,0 +1,37 @@
+"""The sentences of the stories: for each event, the wordings that tell it.
+
+A slot in braces stands for one word. Its class (lexicon.py) is its name without a trailing digit or `_B`; `A`, `B` and `C`
+are people, single small letters are numbers. `{he}` and its like stand for A, `{he_B}` for B; they agree with that
+person's gender. A pronoun whose person is not named earlier in its sentence refers to the subject of the sentence before.
+"""
+
+import re
+
+from minigpt.data.demo.forms_counts import OTHER_FORMS
+from minigpt.data.demo.forms_things import THING_FORMS
+
+SLOT = re.compile(r"\{(\w+)\}")
+
+
+def slot_class(slot: str) -> str:
+    """The word class of a slot: `thing2` is a thing, `A` a name, `he_B` a he, `k` a number."""
+    if slot in ("A", "B", "C"):
+        return "name"
+    return "number" if len(slot) == 1 else re.sub(r"\d$|_B$", "", slot)
+
+
+FORMS: dict[str, tuple[str, ...]] = {**THING_FORMS, **OTHER_FORMS}
+
+# The same sentence told of someone else: an event's name in a plot, the event, and the slots put in place of its own.
+ALIASES: dict[str, tuple[str, dict[str, str]]] = {
+    "ask_giver2": ("ask_giver", {"colour": "colour2", "thing": "thing2", "B": "C"}),
+    "answer_giver2": ("answer_giver", {"thing": "thing2", "B": "C"}),
+    "ask_left2": ("ask_left", {"A": "B"}),
+    "answer_left2": ("answer_left", {"A": "B", "He": "He_B", "r": "j"}),
+}
+
+
+def wordings(event: str) -> tuple[str, ...]:
+    """The templates of an event or of an alias; raises KeyError for any other name."""
+    base, renamed = ALIASES.get(event, (event, {}))
+    return tuple(SLOT.sub(lambda slot: "{" + renamed.get(slot[1], slot[1]) + "}", form) for form in FORMS[base])

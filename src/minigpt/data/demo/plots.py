@@ -1,0 +1,163 @@
+"""The plots: which events a kind of story consists of, in which order, and which roles are to be filled.
+
+A plot is a list of steps; a step is a list of alternatives; an alternative is a list of events (the empty one leaves the
+step out). The generator walks a plot with roles filled once; the checker uses only the order of events, and finds out
+for itself who has what and where. `distinct_stories` counts what the tables allow.
+"""
+
+import math
+from dataclasses import dataclass
+
+from minigpt.data.demo.forms import SLOT, slot_class, wordings
+from minigpt.data.demo.lexicon import CLASSES, NUMBERS
+
+Alternatives = tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One kind of story. `roles` are filled independently (two of one class differ), `sums` are the number tuples."""
+
+    name: str
+    roles: tuple[str, ...]
+    steps: tuple[Alternatives, ...]
+    sums: tuple[dict[str, int], ...] = ({},)
+
+    def count(self) -> int:
+        """A lower bound on this plot's distinct stories.
+
+        Only what the text is sure to show counts: a role if some step that cannot be left out names it in each of its
+        wordings, and each step's wordings. Different choices then give different texts, because a sentence belongs to
+        one wording only.
+        """
+        pinned: set[str] = set()
+        total = 1
+        for step in self.steps:
+            shown = [{slot for event in events for slot in _always(event)} for events in step]
+            pinned |= set.intersection(*shown)
+            total *= sum(math.prod(len(wordings(event)) for event in events) for events in step)
+        taken: dict[str, int] = {}
+        for role in self.roles:
+            if role in pinned:
+                word_class = slot_class(role)
+                total *= len(CLASSES[word_class]) - taken.get(word_class, 0)
+                taken[word_class] = taken.get(word_class, 0) + 1
+        return total * len({tuple(numbers.get(role) for role in sorted(pinned)) for numbers in self.sums})
+
+
+def _always(event: str) -> set[str]:
+    """The slots that every wording of `event` shows."""
+    return set.intersection(*({match[1] for match in SLOT.finditer(form)} for form in wordings(event)))
+
+
+def one(event: str) -> Alternatives:
+    """A step that is told, always."""
+    return ((event,),)
+
+
+DAY = ("weather", "time")
+TEN = len(NUMBERS) - 1  # no count in a story is above ten; none is below two, so that every noun is plural
+
+PLOTS: tuple[Plot, ...] = (
+    Plot(
+        "give",
+        ("A", "B", "trait", "colour", "thing", "place", *DAY),
+        (
+            one("own"), one("walk"), one("meet"), one("wish"), one("give"),
+            (("now_holds",), ("thank", "now_holds"), ("ask_holder", "answer_holder")),
+            one("end_give"),
+        ),
+    ),
+    Plot(
+        "swap",
+        ("A", "B", "colour", "thing", "colour2", "thing2", "place", *DAY),
+        (
+            one("meet_up"), one("both_have"), one("like"), one("like_too"), one("swap"), one("after_swap"),
+            one("end_swap"),
+        ),
+    ),
+    Plot(
+        "lose",
+        ("A", "B", "trait", "colour", "thing", "place", "prep", "spot", "prep2", "spot2", *DAY),
+        (
+            one("own"), one("lose"), one("search"), one("helper"), one("found"),
+            (("again",), ("ask_spot", "answer_spot")),
+            one("end_find"),
+        ),
+    ),
+    Plot(
+        "count",
+        ("A", "B", "food", "colour", "box", "shop", *DAY),
+        (
+            one("stock"), one("buy"), one("sum"), one("friend"), one("give_some"),
+            (("left",), ("ask_left", "answer_left"), ("ask_left2", "answer_left2")),
+            one("end_count"),
+        ),
+        tuple(
+            {"n": n, "m": k - n, "k": k, "j": j, "r": k - j}
+            for k in range(4, TEN + 1)
+            for n in range(2, k - 1)
+            for j in range(2, k - 1)
+        ),
+    ),
+    Plot(
+        "bake",
+        ("A", "B", "bun", "colour", "plate", *DAY),
+        (
+            one("bake"), one("eat"),
+            (("remain",), ("ask_remain", "answer_remain")),
+            one("sorry"), one("forgive"), one("end_bake"),
+        ),
+        tuple({"n": n, "m": m, "k": n - m} for n in range(4, TEN + 1) for m in range(2, n - 1)),
+    ),
+    Plot(
+        "pet",
+        ("A", "trait", "animal", "pet", "place", "place2", "prep", "spot", *DAY),
+        (
+            one("keep_pet"), one("run"), ((), ("seek",)), one("hear"), one("spy"),
+            (("safe",), ("safe", "ask_pet", "answer_pet")),
+            one("end_pet"),
+        ),
+    ),
+    Plot(
+        "help",
+        ("trait", "animal", "trait2", "animal2", "home", "feel", *DAY),
+        (
+            one("live"), one("need"), one("cry"), one("offer"), one("aid"),
+            (("better",), ("ask_helper", "answer_helper")),
+            one("end_help"),
+        ),
+    ),
+    Plot(
+        "hide",
+        ("A", "B", "colour", "thing", "prep", "room", "prep2", "room2", "place", *DAY),
+        (
+            one("put"), one("leave"), one("move"), one("back"), ((), ("ask_thing",)), one("reveal"), one("find"),
+            one("end_hide"),
+        ),
+    ),
+    Plot(
+        "party",
+        ("A", "B", "C", "colour", "thing", "colour2", "thing2", "place", *DAY),
+        (
+            one("birthday"), one("gift"), one("gift2"), one("thank_both"),
+            (("gifts",), ("ask_giver", "answer_giver"), ("ask_giver2", "answer_giver2")),
+            one("end_party"),
+        ),
+    ),
+    Plot(
+        "trip",
+        ("A", "animal", "pet", "place", "place2", "bird", *DAY),
+        (
+            one("trip"), one("see"), one("see_more"), one("total"), ((), ("bark",)),
+            (("now_at",), ("ask_at", "answer_at")),
+            one("end_trip"),
+        ),
+        tuple({"n": n, "m": k - n, "k": k} for k in range(4, TEN + 1) for n in range(2, k - 1)),
+    ),
+)  # fmt: skip
+
+
+def distinct_stories() -> int:
+    """A lower bound on the number of distinct stories, computed from the tables (see `Plot.count`)."""
+    return sum(plot.count() for plot in PLOTS)

@@ -1,0 +1,190 @@
+"""The cross-entropy of a vocabulary head, a chunk of tokens at a time.
+
+The logits are the largest tensor of a small model's training step: 8,192 tokens of GPT-2's vocabulary take 1.6 GB in
+fp32, and their gradient as much again. Here only one chunk of them exists at any moment: each chunk's gradients are
+computed right after its loss, in the forward pass, and the backward pass only multiplies them by the incoming number.
+The idea is that of Liger Kernel's fused linear cross-entropy (Hsu et al. 2024, arXiv:2410.10989, section 3.2); see also
+Wijmans et al. 2024, "Cut Your Losses" (arXiv:2411.09009). The result is the plain cross-entropy's, not an estimate.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from minigpt.model.autocast import compute_dtype, no_autocast
+
+IGNORED = -100
+"""A target of this value takes no part in the loss (PyTorch's `ignore_index`)."""
+
+CHUNK_BYTES = {"cpu": 64 * 2**20}
+CHUNK_BYTES_ELSEWHERE = 256 * 2**20
+"""Memory for one chunk's fp32 logits. Two to three times as much is alive at the peak. Smaller chunks save nothing once
+they are below the head's own gradient (154 MB for GPT-2), and each chunk reads and writes all of that."""
+
+
+def cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    vocab_size: int | None = None,
+    softcap: float | None = None,
+    chunk_tokens: int | None = None,
+) -> Tensor:
+    """Sum of the negative log-likelihoods of the targets under softmax(hidden @ weight.T), in nats.
+
+    Under autocast the products run in its dtype; the softmax and all sums are in fp32 (fp64 for fp64 inputs).
+
+    Args:
+        hidden: (N, C) what the head reads.
+        weight: (V_padded, C) the head.
+        targets: (N,) int64 ids below `vocab_size`, or IGNORED.
+        vocab_size: rows of `weight` that stand for tokens; the rest is padding. None: all.
+        softcap: cap the logits to softcap * tanh(logits / softcap); None: do not.
+        chunk_tokens: tokens whose logits exist at once; None: as many as fit CHUNK_BYTES.
+
+    Returns:
+        A scalar, differentiable once with respect to `hidden` and `weight`; 0 if all targets are ignored.
+    """
+    vocab_size = weight.size(0) if vocab_size is None else vocab_size
+    if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
+        dtype = compute_dtype(weight)
+        loss: Tensor = _ChunkedCrossEntropy.apply(hidden, weight, targets, vocab_size, softcap, chunk_tokens, dtype)
+        return loss
+    return token_losses(
+        hidden, weight, targets, vocab_size=vocab_size, softcap=softcap, chunk_tokens=chunk_tokens
+    ).sum()
+
+
+@torch.no_grad()
+def token_losses(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    vocab_size: int | None = None,
+    softcap: float | None = None,
+    chunk_tokens: int | None = None,
+) -> Tensor:
+    """(N,) negative log-likelihood of each target in nats, 0 where ignored. Arguments as above; no gradient."""
+    vocab_size = weight.size(0) if vocab_size is None else vocab_size
+    dtype = compute_dtype(weight)
+    hidden, weight = hidden.to(dtype), weight.to(dtype)
+    losses = torch.zeros(hidden.size(0), dtype=_wide(dtype), device=hidden.device)
+    for rows in _chunks(hidden, weight, chunk_tokens):
+        log_p, _ = _log_softmax(hidden[rows], weight, vocab_size, softcap)
+        losses[rows] = _nll(log_p, targets[rows])
+    return losses
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Forward computes the loss and both gradients of it; backward scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        vocab_size: int,
+        softcap: float | None,
+        chunk_tokens: int | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        ctx.dtypes = hidden.dtype, weight.dtype
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+        wide, padding = _wide(dtype), weight.size(0) - vocab_size
+        losses = torch.zeros(hidden.size(0), dtype=wide, device=hidden.device)
+        # the gradients stay wide until they are multiplied by the incoming number: in fp16 that is the loss scale, and
+        # rounding before it would lose what it is there to keep
+        grad_hidden = torch.zeros_like(hidden, dtype=wide) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None
+        with no_autocast(hidden.device):  # every product below names its dtype itself
+            for rows in _chunks(hidden, weight, chunk_tokens):
+                h, target = hidden[rows], targets[rows]
+                log_p, logits = _log_softmax(h, weight, vocab_size, softcap)
+                losses[rows] = _nll(log_p, target)
+                grad = _logit_gradient(log_p, logits, target, softcap).to(dtype)  # (n, V)
+                if padding:
+                    grad = F.pad(grad, (0, padding))  # (n, V_padded)
+                # ignored rows are zeroed here, C numbers each, rather than in the gradient of the logits, V each
+                kept = (target != IGNORED)[:, None]
+                if grad_hidden is not None:
+                    grad_hidden[rows] = _wide_mm(grad, weight) * kept
+                if grad_weight is not None:
+                    _add_mm(grad_weight, grad.t(), h * kept)
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        return losses.sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = (
+            None if grad is None else (grad * scale).to(dtype)
+            for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
+        return (*scaled, None, None, None, None, None)
+
+
+def _chunks(hidden: Tensor, weight: Tensor, chunk_tokens: int | None) -> Iterator[slice]:
+    """Slices of the N tokens."""
+    n_tokens = hidden.size(0)
+    if chunk_tokens is None:
+        budget = CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES_ELSEWHERE)
+        chunk_tokens = max(1, budget // (4 * weight.size(0)))
+    for start in range(0, n_tokens, chunk_tokens):
+        yield slice(start, min(start + chunk_tokens, n_tokens))
+
+
+def _log_softmax(hidden: Tensor, weight: Tensor, vocab_size: int, softcap: float | None) -> tuple[Tensor, Tensor]:
+    """Wide log-probabilities (n, V), and the (capped) logits that they came from."""
+    wide = _wide(hidden.dtype)
+    logits = F.linear(hidden, weight)[:, :vocab_size]
+    if softcap is not None:
+        logits = logits.to(wide).div_(softcap).tanh_().mul_(softcap)
+    return torch.log_softmax(logits, dim=-1, dtype=wide), logits
+
+
+def _nll(log_p: Tensor, targets: Tensor) -> Tensor:
+    """(n,) minus the log-probability of each target, 0 where ignored."""
+    kept = targets != IGNORED
+    picked = log_p.gather(1, targets.where(kept, 0)[:, None]).squeeze(1)
+    return torch.where(kept, -picked, 0.0)
+
+
+def _logit_gradient(log_p: Tensor, logits: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
+    """(n, V) gradient with respect to the uncapped logits, meaningless in ignored rows. Overwrites log_p."""
+    grad = log_p.exp_()
+    grad[torch.arange(grad.size(0), device=grad.device), targets.clamp(min=0)] -= 1.0
+    if softcap is not None:
+        grad.mul_(1.0 - (logits / softcap).square_())  # tanh' = 1 - tanh^2
+    return grad
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """fp32, or fp64 for fp64."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _wide_mm(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b, summed and returned wide: an fp16 result could overflow, since these gradients carry no scale yet."""
+    wide = _wide(a.dtype)
+    if a.dtype == wide:
+        return a @ b
+    if a.is_cuda:
+        return torch.mm(a, b, out_dtype=wide)
+    if a.dtype == torch.float16:
+        return a.to(wide) @ b.to(wide)
+    return (a @ b).to(wide)
+
+
+def _add_mm(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b in place, wide."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    else:
+        total.add_(_wide_mm(a, b))

@@ -1,0 +1,140 @@
+"""A model as a folder: `config.json`, `model.safetensors` and, where there is one, `tokenizer.json`.
+
+`config.json` holds `"model_type": "minigpt"`, a `format_version` and the fields of `ModelConfig` beside them. A
+checkpoint is such a folder with more in it.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pydantic import ValidationError
+
+from minigpt.config import ModelConfig, RequestError
+from minigpt.storage.atomic import CorruptFolderError, atomic_folder, read_error
+from minigpt.storage.fs import write_file
+
+if TYPE_CHECKING:
+    import torch
+
+    from minigpt.model import GPT
+
+MODEL_TYPE = "minigpt"
+FORMAT_VERSION = 1
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+TOKENIZER_FILE = "tokenizer.json"
+_NOT_CONFIG = ("model_type", "format_version", "extra")
+
+
+class SavesTokenizer(Protocol):
+    """What storage needs of a tokenizer: it writes its own files."""
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json and what belongs to it into an existing folder."""
+
+
+def save_model(
+    folder: Path,
+    model_config: ModelConfig,
+    state: "Mapping[str, torch.Tensor]",
+    tokenizer: SavesTokenizer | None,
+    *,
+    extra: Mapping[str, Any] | None = None,
+    replace: bool = False,
+) -> None:
+    """Publish a model folder with a manifest, whole or not at all (see `atomic_folder`).
+
+    `state` has canonical names and tied tensors once; `extra` is kept in config.json for people and tools to read.
+    """
+    with atomic_folder(folder, replace=replace) as temporary:
+        write_model(temporary, model_config, state, tokenizer, extra=extra)
+
+
+def write_model(
+    folder: Path,
+    model_config: ModelConfig,
+    state: "Mapping[str, torch.Tensor]",
+    tokenizer: SavesTokenizer | None,
+    *,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the files of a model into an existing folder, for a caller that publishes it."""
+    from minigpt.storage.tensors import save_tensors
+
+    if model_config.vocab_size is None:
+        raise ValueError("model.vocab_size must be known before a model is saved")
+    # init_from says where the weights came from, often a path of this machine; the folder has its own weights.
+    fields = model_config.model_dump(mode="json", exclude={"init_from"})
+    content = {"model_type": MODEL_TYPE, "format_version": FORMAT_VERSION, **fields}
+    if extra:
+        content["extra"] = dict(extra)
+    write_file(folder / CONFIG_FILE, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+    save_tensors(folder / WEIGHTS_FILE, state)
+    if tokenizer is not None:
+        tokenizer.save(folder)
+
+
+def read_model_json(folder: Path) -> dict[str, Any]:
+    """config.json as it is, of any model type; `RequestError` if the folder is no model folder."""
+    path = folder / CONFIG_FILE
+    if not folder.is_dir():
+        raise RequestError(f"model folder {folder} does not exist")
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise RequestError(f"{folder} is not a model folder: it has no {CONFIG_FILE}") from error
+    except OSError as error:
+        raise read_error(folder, CONFIG_FILE, error) from error
+    except (ValueError, RecursionError) as error:
+        raise CorruptFolderError(folder, f"{CONFIG_FILE} is not JSON") from error
+    if not isinstance(content, dict) or not isinstance(content.get("model_type"), str):
+        raise RequestError(f"{folder} is not a model folder: its {CONFIG_FILE} has no model_type")
+    return content
+
+
+def load_model_config(folder: Path) -> ModelConfig:
+    """The checked model section of config.json; `RequestError` for other kinds of folder and newer formats."""
+    content = read_model_json(folder)
+    if content["model_type"] != MODEL_TYPE:
+        raise RequestError(
+            f"{folder} is a Hugging Face '{content['model_type']}' folder; this version of minigpt reads only its own "
+            "model folders"
+        )
+    version = content.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise RequestError(
+            f"{folder} was written by a newer minigpt (format_version {version}, this one reads up to "
+            f"{FORMAT_VERSION}): update minigpt"
+        )
+    if version != FORMAT_VERSION:
+        raise RequestError(f"{folder}/{CONFIG_FILE} has format_version={version!r}, which no minigpt has written")
+    try:
+        config = ModelConfig.model_validate({key: value for key, value in content.items() if key not in _NOT_CONFIG})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        said = first["msg"].removeprefix("Value error, ")
+        named = f"{key}={first['input']!r}: {said}" if key else said  # no key: a rule that says which ones it is about
+        raise RequestError(f"{folder}/{CONFIG_FILE} is not usable: {named}") from error
+    if config.vocab_size is None:
+        raise RequestError(f"{folder}/{CONFIG_FILE} is not usable: it has no vocab_size")
+    return config
+
+
+def load_state(folder: Path, device: "str | torch.device" = "cpu") -> "dict[str, torch.Tensor]":
+    """The weights by their canonical names; errors as `load_tensors`."""
+    from minigpt.storage.tensors import load_tensors
+
+    return load_tensors(folder / WEIGHTS_FILE, device)
+
+
+def build_model(folder: Path, device: "str | torch.device" = "cpu") -> "GPT":
+    """The network that a model folder describes, with its weights, in evaluation mode."""
+    from minigpt.model import GPT
+    from minigpt.storage.tensors import load_state_into
+
+    model = GPT(load_model_config(folder))
+    load_state_into(model, folder / WEIGHTS_FILE)
+    return model.to(device).eval()

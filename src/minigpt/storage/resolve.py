@@ -1,0 +1,75 @@
+"""Which folder a command means when it is given a model: its own, a checkpoint, or the right one of a run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from minigpt.config import RequestError
+from minigpt.storage.atomic import MANIFEST, CorruptFolderError
+from minigpt.storage.checkpoint import CHECKPOINTS, POINTERS, newest_good, resolve_pointer, step_of, verify_model
+from minigpt.storage.model_folder import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, load_model_config
+
+MODEL_FOLDER = "model"
+RUN_CONFIG = "config.yaml"
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """Where a model was found."""
+
+    path: Path
+    """The folder with config.json and model.safetensors."""
+    tokenizer_path: Path | None
+    """Its tokenizer.json, if it has one."""
+    step: int | None
+    """The training step if it is a checkpoint."""
+
+
+def resolve_model(path: Path | str, log: Callable[[str], None] | None = None) -> ModelFolder:
+    """Find the model that a command was given: a model folder, a checkpoint, a run folder, or `checkpoints/last|best`.
+
+    Of a run folder it is `model/` once the run is finished and the newest good checkpoint until then; damaged ones are
+    passed over with a line to `log` and left where they are. Takes no lock: a run may go on meanwhile. What has a
+    manifest is verified (not the optimizer, which nobody reads here). Raises `RequestError` or `CorruptFolderError`.
+    """
+    path = Path(path)
+    if path.name in POINTERS and path.parent.name == CHECKPOINTS and not path.is_dir():
+        return _found(resolve_pointer(path, log))
+    if path.name in (CONFIG_FILE, WEIGHTS_FILE):
+        path = path.parent
+    if not path.exists():
+        raise RequestError(f"model {path} does not exist")
+    if not path.is_dir():
+        raise RequestError(f"{path} is a file: a model is a run folder, a checkpoint or a model folder")
+    if (path / CONFIG_FILE).exists() or step_of(path) is not None:
+        if step_of(path) is not None or (path / MANIFEST).exists():
+            verify_model(path)
+        return _found(path)
+    run = path.parent if path.name == CHECKPOINTS else path
+    finished = run / MODEL_FOLDER
+    if path == run and ((finished / CONFIG_FILE).exists() or (finished.is_dir() and (run / RUN_CONFIG).exists())):
+        try:
+            verify_model(finished)
+            return _found(finished)
+        except CorruptFolderError as error:
+            if newest_good(run, lambda line: None) is None:
+                raise
+            if log is not None:
+                log(f"{error}; using the newest checkpoint of {run} instead")
+    if (run / CHECKPOINTS).is_dir():
+        newest = newest_good(run, log)
+        if newest is None:
+            raise RequestError(f"run folder {run} has no usable checkpoint (yet)")
+        return _found(newest)
+    if (run / RUN_CONFIG).exists():
+        raise RequestError(f"run folder {run} has no checkpoint yet")
+    what = "it is empty" if not any(path.iterdir()) else f"it has neither {CONFIG_FILE} nor {CHECKPOINTS}/"
+    raise RequestError(f"{path} is neither a run folder nor a model folder: {what}")
+
+
+def _found(folder: Path) -> ModelFolder:
+    load_model_config(folder)
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise RequestError(f"{folder} is not a whole model folder: it has no {WEIGHTS_FILE}")
+    tokenizer = folder / TOKENIZER_FILE
+    return ModelFolder(folder, tokenizer if tokenizer.is_file() else None, step_of(folder))

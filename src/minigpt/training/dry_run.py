@@ -1,0 +1,115 @@
+"""What a run would be, without running it: config, size, memory, time, and one batch as text."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from minigpt.config import Config, config_yaml, resolved
+from minigpt.model.count import count_parameters, flops_per_token
+from minigpt.objectives import stack, valid_targets
+from minigpt.training.console import amount, duration
+from minigpt.training.precision import autocast
+from minigpt.training.setup import Parts, activation_bytes, assemble, weight_bytes
+
+SHOWN_ROWS = 2
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """The estimate of a run."""
+
+    config: Config
+    parameters: int
+    flops_per_token: int
+    memory_bytes: int
+    """Weights, gradients, optimizer state and activations: an estimate."""
+    steps: int
+    tokens: int
+    seconds: float
+    """Training time, from one measured micro-batch."""
+    batch_text: str
+    """The first rows of the first batch, decoded."""
+
+    @property
+    def config_yaml(self) -> str:
+        """The resolved config."""
+        return config_yaml(self.config)
+
+    @property
+    def lines(self) -> list[str]:
+        """The estimate for people."""
+        return [
+            f"parameters {self.parameters:,} ({amount(self.parameters)})",
+            f"arithmetic {amount(self.flops_per_token)}FLOP a token, "
+            f"{amount(self.flops_per_token * self.tokens)}FLOP in all",
+            f"memory     about {amount(self.memory_bytes)}B",
+            f"length     {self.steps:,} steps, {self.tokens:,} tokens",
+            f"time       about {duration(self.seconds)}, without evaluations",
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "config": resolved(self.config),
+            "parameters": self.parameters,
+            "flops_per_token": self.flops_per_token,
+            "memory_bytes": self.memory_bytes,
+            "steps": self.steps,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "batch": self.batch_text,
+        }
+
+
+def dry_run(config: Config) -> DryRun:
+    """Settle the config, open the data, and measure one micro-batch. Writes no run folder (the cache is filled)."""
+    parts = assemble(config)
+    config = parts.config
+    parameters = count_parameters(config.model)
+    rows = config.training.micro_batch
+    assert isinstance(rows, int)
+    tokens = config.training.batch_tokens * parts.max_steps
+    seconds = _micro_batch_seconds(parts, rows) * (config.batch_rows / rows) * parts.max_steps
+    return DryRun(
+        config=config,
+        parameters=parameters,
+        flops_per_token=flops_per_token(config.model),
+        memory_bytes=weight_bytes(parameters) + activation_bytes(config) * rows * config.model.context_length,
+        steps=parts.max_steps,
+        tokens=tokens,
+        seconds=seconds,
+        batch_text=_first_rows(parts),
+    )
+
+
+def _micro_batch_seconds(parts: Parts, rows: int) -> float:
+    """Time of a forward and a backward pass; the second of two, since the first one warms up."""
+    model, objective = parts.model(), parts.objective()
+    parts.initialise(model)
+    batch = stack([objective.row(i) for i in range(rows)])
+    batch = {name: tensor.to(parts.device) for name, tensor in batch.items()}
+    seconds = 0.0
+    for _ in range(2):
+        began = time.perf_counter()
+        with autocast(parts.config.training.precision, parts.device):
+            loss, count, _ = objective.training_step(model, batch)
+        (loss / count).backward()
+        if parts.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - began
+    return seconds
+
+
+def _first_rows(parts: Parts) -> str:
+    objective = parts.objective()
+    rows = range(min(SHOWN_ROWS, parts.config.batch_rows))
+    texts = []
+    for number in rows:
+        row = objective.row(number)
+        kept = valid_targets(stack([row]))
+        texts.append(
+            f"row {number}, {kept} targets: {parts.tokenizer.decode([*row['ids'].tolist(), int(row['targets'][-1])])!r}"
+        )
+    return "\n".join(texts)

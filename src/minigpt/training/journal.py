@@ -1,0 +1,98 @@
+"""Which rows each step trains on, and the durable journal of the ones that are left out.
+
+The rows of a run are numbered 0, 1, 2, ... without end (the objective knows what each number means). Step `s` takes
+the next `batch_rows` of those that no restoration has excluded, so the rows of a step follow from the step's number
+and the journal alone.
+
+The journal (`skipped.jsonl`) holds two kinds of lines:
+    {"step": 12, "rows": [...], "reason": "..."}          a bad step: its update was skipped
+    {"restored_to": 8, "rows": [...], "skipped_steps": 3} a restoration: these rows never come again
+Lines of the first kind are part of the trajectory: going back before their step drops them, since the steps will be
+made again. Lines of the second kind stay, and so a restoration cannot repeat itself.
+"""
+
+import json
+from bisect import bisect_right
+from pathlib import Path
+from typing import Any
+
+from minigpt.storage import atomic_write
+
+
+class RowJournal:
+    """The journal of one run folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._skips: list[dict[str, Any]] = []
+        self._restorations: list[dict[str, Any]] = []
+        if path.exists():
+            for line in path.read_text("utf-8").splitlines():
+                entry = json.loads(line)
+                (self._restorations if "restored_to" in entry else self._skips).append(entry)
+        self._excluded = self._all_excluded()
+
+    def _all_excluded(self) -> list[int]:
+        return sorted({row for entry in self._restorations for row in entry["rows"]})
+
+    @property
+    def restorations(self) -> int:
+        """How often the run went back to a checkpoint because of bad steps."""
+        return len(self._restorations)
+
+    @property
+    def undone_skips(self) -> int:
+        """Bad steps that restorations have undone."""
+        return sum(entry["skipped_steps"] for entry in self._restorations)
+
+    def rows(self, step: int, batch_rows: int) -> list[int]:
+        """Row numbers of step `step` (the first is 1): the step's block of all rows that are not excluded."""
+        first = self._row((step - 1) * batch_rows)
+        rows: list[int] = []
+        excluded = set(self._excluded)
+        while len(rows) < batch_rows:
+            if first not in excluded:
+                rows.append(first)
+            first += 1
+        return rows
+
+    def _row(self, position: int) -> int:
+        """The number of the `position`-th row that is not excluded."""
+        row = position
+        while (shifted := position + bisect_right(self._excluded, row)) != row:
+            row = shifted
+        return row
+
+    def skip(self, step: int, rows: list[int], reason: str) -> None:
+        """Write down, durably, that the update of `step` was skipped."""
+        self._skips.append({"step": step, "rows": rows, "reason": reason})
+        self._write()
+
+    def restore(self, restored_to: int, first_bad_step: int) -> list[int]:
+        """Write down, durably, that the run goes back; returns the rows of the bad steps, which never come again."""
+        bad = [entry for entry in self._skips if entry["step"] >= first_bad_step]
+        rows = sorted({row for entry in bad for row in entry["rows"]})
+        undone = [entry for entry in self._skips if entry["step"] > restored_to]
+        self._restorations.append({"restored_to": restored_to, "rows": rows, "skipped_steps": len(undone),
+                                   "reason": bad[-1]["reason"]})  # fmt: skip
+        self._excluded = self._all_excluded()
+        self.rewind(restored_to)
+        return rows
+
+    def rewind(self, step: int) -> None:
+        """Forget bad steps after `step`: they will be made again."""
+        self._skips = [entry for entry in self._skips if entry["step"] <= step]
+        self._write()
+
+    def admits(self, step: int, restorations: int) -> bool:
+        """Whether a checkpoint of `step`, saved after so many restorations, is still on the run's path."""
+        return all(step <= entry["restored_to"] for entry in self._restorations[restorations:])
+
+    def last(self) -> list[dict[str, Any]]:
+        """All entries, for the report of a run that stops."""
+        return self._restorations + self._skips
+
+    def _write(self) -> None:
+        lines = [json.dumps(entry) + "\n" for entry in self._restorations + self._skips]
+        if lines or self.path.exists():
+            atomic_write(self.path, "".join(lines))

@@ -1,0 +1,66 @@
+"""Where metrics go: `metrics.jsonl` always, and the console."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+Metrics = dict[str, Any]
+
+
+class Logger(Protocol):
+    """What the trainer asks of a logger; all get the same keys."""
+
+    def log(self, metrics: Metrics) -> None:
+        """Take one line of metrics; `step` is always among them."""
+
+    def sample(self, step: int, text: str) -> None:
+        """Take a text generated at `step`."""
+
+    def message(self, text: str) -> None:
+        """Take a line for people."""
+
+    def close(self) -> None:
+        """The run is over."""
+
+
+class JsonlLogger:
+    """One JSON object a line, flushed line by line.
+
+    `position` is the file's length, which checkpoints record; `truncate` goes back to it, so that a resumed run's file
+    ends up as if the run had never stopped. Numbers that JSON lacks (NaN, infinities) are written as strings.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = open(path, "ab")  # noqa: SIM115 (open as long as the run is)
+
+    @property
+    def position(self) -> int:
+        """Length of the file in bytes."""
+        return self._file.tell()
+
+    def truncate(self, position: int) -> None:
+        """Cut the file to `position` bytes."""
+        self._file.truncate(position)
+        self._file.seek(0, os.SEEK_END)
+
+    def log(self, metrics: Metrics) -> None:
+        """Append one line."""
+        self._file.write((json.dumps({k: _json(v) for k, v in metrics.items()}, ensure_ascii=False) + "\n").encode())
+        self._file.flush()
+
+    def sample(self, step: int, text: str) -> None:
+        """Samples have a file of their own."""
+
+    def message(self, text: str) -> None:
+        """Messages are for people."""
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _json(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

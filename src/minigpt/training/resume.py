@@ -1,0 +1,78 @@
+"""Which checkpoint a run goes on from, and whether it may: the keys that shape its trajectory must be unchanged."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from minigpt.config import Config, RequestError, config_yaml, load_config, resolved
+from minigpt.storage import Checkpoint, atomic_write, discard_folder, list_checkpoints, load_latest
+from minigpt.training.journal import RowJournal
+
+# Looking at a run, and saving it, never changes it. The text's own fingerprint is compared instead of where it lies.
+FREE = ("run.name", "data.train", "data.val", "evaluation.", "checkpoint.", "loggers.", "callbacks.")
+
+CONFIG_FILE = "config.yaml"
+
+
+def newest_on_path(run_dir: Path, journal: RowJournal, say: Callable[[str], None]) -> Checkpoint | None:
+    """The newest good checkpoint that no restoration has gone back behind."""
+    return load_latest(run_dir, say, accept=lambda step, state: journal.admits(step, state["restorations"]))
+
+
+def last_good_before(
+    run_dir: Path, first_bad: int, journal: RowJournal, say: Callable[[str], None]
+) -> Checkpoint | None:
+    """The newest good checkpoint from before a series of bad steps."""
+
+    def accept(step: int, state: dict[str, Any]) -> bool:
+        return step < first_bad and state["bad_streak"] == 0 and journal.admits(step, state["restorations"])
+
+    return load_latest(run_dir, say, accept=accept)
+
+
+def discard_later(run_dir: Path, step: int) -> None:
+    """Delete the checkpoints after `step`: the run has gone back behind them."""
+    for folder in list_checkpoints(run_dir):
+        if int(folder.name.removeprefix("step-")) > step:
+            discard_folder(folder)
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """Every key that has an effect, with dotted names."""
+    found: dict[str, Any] = {}
+
+    def walk(tree: dict[str, Any], prefix: str) -> None:
+        for key, value in tree.items():
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{key}.")
+            else:
+                found[prefix + key] = value
+
+    walk(resolved(config), "")
+    return found
+
+
+def read_config(run_dir: Path) -> Config | None:
+    """The resolved config of a run folder; None if there is none yet."""
+    path = run_dir / CONFIG_FILE
+    return load_config(path)[0] if path.exists() else None
+
+
+def write_config(run_dir: Path, config: Config) -> None:
+    """Keep the resolved config: the file that repeats the run."""
+    atomic_write(
+        run_dir / CONFIG_FILE,
+        "# The resolved config: `minigpt train` on this file repeats the run.\n" + config_yaml(config),
+    )
+
+
+def refuse_changes(run_dir: Path, saved: Config, wanted: Config) -> None:
+    """Raises RequestError naming the keys that shape the trajectory and differ."""
+    old, new = flat(saved), flat(wanted)
+    keys = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key) and not key.startswith(FREE)]
+    if keys:
+        changes = ", ".join(f"{key} was {old.get(key)} and is now {new.get(key)}" for key in keys)
+        raise RequestError(
+            f"run folder {run_dir} holds a run of another config ({changes}): "
+            "go on with its own, or choose another --run-dir or run.name"
+        )

@@ -1,0 +1,247 @@
+"""`minigpt train`: a run folder from its config to its finished model, or from where it stopped."""
+
+import contextlib
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from minigpt.config import Config, RequestError
+from minigpt.model.count import count_parameters
+from minigpt.storage import (
+    Checkpoint,
+    atomic_folder,
+    clean_run,
+    load_checkpoint,
+    lock_folder,
+    newest_good,
+    save_checkpoint,
+    save_model,
+    verify_folder,
+)
+from minigpt.tokenizer import Tokenizer, load_tokenizer
+from minigpt.training.callbacks import Callback, make_callbacks
+from minigpt.training.console import ConsoleLogger, duration, make_console
+from minigpt.training.journal import RowJournal
+from minigpt.training.loggers import Logger
+from minigpt.training.resume import newest_on_path, read_config, refuse_changes, write_config
+from minigpt.training.setup import Parts, Progress, assemble
+from minigpt.training.signals import StopRequested, StopSignals
+from minigpt.training.trainer import Trainer
+
+RESERVED = (".lock",)
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended."""
+
+    run_dir: Path
+    exit_status: int
+    """0, or 130 / 143 when SIGINT / SIGTERM stopped it (everything is saved)."""
+    message: str
+    """One sentence for people."""
+
+
+def train(
+    config: Config,
+    *,
+    run_dir: Path | None = None,
+    resume: str = "auto",
+    callbacks: Sequence[Callback] = (),
+    loggers: Sequence[Logger] = (),
+    console: ConsoleLogger | None = None,
+) -> Result:
+    """Train a model, in RUN = `run_dir` or runs/<run.name>, to RUN/model.
+
+    resume: `auto` goes on with an unfinished run of the same config; `never` refuses a used folder; a path starts a new
+    run from that checkpoint's full state. Raises RequestError for a wrong request and WorkError for failed work.
+    """
+    run_dir = run_dir or Path("runs") / (config.run.name or "run")
+    console = console or make_console(config.loggers.console)
+    fresh_folder = not run_dir.exists()
+    with StopSignals() as signals:
+        try:
+            with lock_folder(run_dir):
+                return _train_locked(config, run_dir, resume, callbacks, loggers, console, signals)
+        except StopRequested:
+            saved = (
+                f"saved in {run_dir}; the same command goes on"
+                if (run_dir / "checkpoints").exists()
+                else "nothing to save yet"
+            )
+            return Result(run_dir, signals.exit_status, f"stopped: {saved}")
+        finally:
+            console.close()
+            if fresh_folder and not _used(run_dir):  # a request that failed at once leaves nothing behind
+                with contextlib.suppress(OSError):
+                    shutil.rmtree(run_dir)
+
+
+def _train_locked(
+    config: Config,
+    run_dir: Path,
+    resume: str,
+    callbacks: Sequence[Callback],
+    loggers: Sequence[Logger],
+    console: ConsoleLogger,
+    signals: StopSignals,
+) -> Result:
+    clean_run(run_dir, console.message)
+    saved = read_config(run_dir) if (run_dir / "config.yaml").exists() else None
+    if resume == "never" and _used(run_dir):
+        raise RequestError(
+            f"run folder {run_dir} is in use already: choose another --run-dir, or leave out --resume never"
+        )
+    if resume not in ("auto", "never") and saved is not None:
+        raise RequestError(
+            f"run folder {run_dir} has a run already: --resume PATH starts a new one, so choose another --run-dir"
+        )
+    if saved is None and resume in ("auto", "never") and (run_dir / "checkpoints").exists():
+        raise RequestError(
+            f"run folder {run_dir} has checkpoints but no config.yaml: put it back or choose another --run-dir"
+        )
+    origin = None if resume in ("auto", "never") else _load_origin(Path(resume))
+    tokenizer = _own_tokenizer(run_dir, saved, origin)
+    parts = assemble(config, saved=saved, tokenizer=tokenizer, on_progress=_progress(console, signals))
+    if saved is not None:
+        refuse_changes(run_dir, saved, parts.config)
+        if (run_dir / "model").exists():
+            verify_folder(run_dir / "model")
+            return Result(run_dir, 0, f"the run in {run_dir} is finished: its model is {run_dir / 'model'}")
+    trainer = _make_trainer(parts, run_dir, callbacks, loggers, console, signals)
+    if saved is None:
+        if origin is not None:
+            origin = _adopt(run_dir, origin, trainer)
+        if not (run_dir / "tokenizer").exists():
+            with atomic_folder(run_dir / "tokenizer") as folder:
+                parts.tokenizer.save(folder)
+        write_config(run_dir, parts.config)  # last: with it the folder holds a run
+    checkpoint = newest_on_path(run_dir, trainer.journal, console.message)
+    if checkpoint is not None:
+        _refuse_other_data(run_dir, checkpoint, parts)
+        console.message(f"going on from step {checkpoint.step} of {parts.max_steps} in {run_dir}")
+    else:
+        console.message(_headline(parts, run_dir))
+    console.start(checkpoint.step if checkpoint else 0, parts.max_steps)
+    trainer.fit(checkpoint)
+    if not (run_dir / "model").exists():
+        save_model(run_dir / "model", trainer.model.config, trainer.model.state_dict(), parts.tokenizer)
+    why = f" ({trainer.stop_reason})" if trainer.stop_reason else ""
+    loss = f", validation loss {trainer.validation[1]:.4f}" if trainer.validation else ""
+    return Result(
+        run_dir, 0, f"trained {trainer.step} steps in {duration(trainer.elapsed)}{why}{loss}: {run_dir / 'model'}"
+    )
+
+
+def _make_trainer(
+    parts: Parts,
+    run_dir: Path,
+    callbacks: Sequence[Callback],
+    loggers: Sequence[Logger],
+    console: ConsoleLogger,
+    signals: StopSignals,
+) -> Trainer:
+    config = parts.config
+    own = make_callbacks(config.callbacks, config.checkpoint, parts.tokenizer, config.run.seed)
+    return Trainer(
+        config,
+        parts.model(),
+        parts.objective(),
+        run_dir=run_dir,
+        max_steps=parts.max_steps,
+        device=parts.device,
+        tokenizer=parts.tokenizer,
+        callbacks=[*own[:-1], *callbacks, own[-1]],  # checkpoints come last, so that they hold what the others did
+        loggers=[*loggers, console],
+        signals=signals,
+        data_fingerprint=parts.data.fingerprint,
+        initialise=parts.initialise,
+    )
+
+
+def _used(run_dir: Path) -> bool:
+    return run_dir.exists() and any(path.name not in RESERVED for path in run_dir.iterdir())
+
+
+def _own_tokenizer(run_dir: Path, saved: Config | None, origin: Checkpoint | None) -> Tokenizer | None:
+    """The tokenizer that the run (or the checkpoint that it starts from) already has."""
+    if saved is not None and (run_dir / "tokenizer").exists():
+        verify_folder(run_dir / "tokenizer")
+        return load_tokenizer(run_dir / "tokenizer")
+    if origin is not None and origin.tokenizer_path is not None:
+        return load_tokenizer(origin.path)
+    return None
+
+
+def _load_origin(path: Path) -> Checkpoint:
+    """The checkpoint to start from: a checkpoint folder, or the newest of a run folder."""
+    if (path / "checkpoints").is_dir():
+        newest = newest_good(path)
+        if newest is None:
+            raise RequestError(f"--resume {path}: this run has no usable checkpoint")
+        path = newest
+    return load_checkpoint(path)
+
+
+def _adopt(run_dir: Path, origin: Checkpoint, trainer: Trainer) -> Checkpoint:
+    """Make `origin` the first checkpoint of a new run: its full state, with log files that begin here."""
+    wanted, given = trainer.model.config.model_dump(), origin.model_config.model_dump()
+    differing = [
+        f"model.{k} is {given[k]} there and {wanted[k]} here"
+        for k in wanted
+        if wanted[k] != given[k] and k != "dropout"
+    ]
+    if differing:
+        raise RequestError(f"--resume {origin.path} is of another network: {', '.join(differing)}")
+    if origin.step >= trainer.max_steps:
+        raise RequestError(
+            f"--resume {origin.path} is at step {origin.step}, and the run ends at {trainer.max_steps}: raise it"
+        )
+    journal = origin.path.parent.parent / "skipped.jsonl"
+    if journal.exists():
+        shutil.copyfile(journal, run_dir / "skipped.jsonl")
+        trainer.journal = RowJournal(run_dir / "skipped.jsonl")
+    state = origin.trainer_state | {
+        "files": dict.fromkeys(trainer.files, 0),
+        "data_fingerprint": trainer.data_fingerprint,
+    }
+    save_checkpoint(
+        run_dir, origin.step, model_config=trainer.model.config, model_state=origin.model_state,
+        optimizer_state=origin.optimizer_state, trainer_state=state, tokenizer=trainer.tokenizer,
+        loss_for_best=origin.loss,
+    )  # fmt: skip
+    return replace(origin, trainer_state=state)
+
+
+def _refuse_other_data(run_dir: Path, checkpoint: Checkpoint, parts: Parts) -> None:
+    if checkpoint.trainer_state["data_fingerprint"] != parts.data.fingerprint:
+        raise RequestError(
+            f"the text of data.train or data.val is not what the run in {run_dir} was trained on: "
+            "bring it back, or choose another --run-dir or run.name"
+        )
+
+
+def _headline(parts: Parts, run_dir: Path) -> str:
+    config, tokens = parts.config, len(parts.data.train)
+    validation = f", validation {len(parts.data.val):,}" if parts.data.val is not None else ""
+    return (
+        f"{run_dir}: {count_parameters(config.model) / 1e6:.2f}M parameters, vocabulary {config.model.vocab_size:,}, "
+        f"training tokens {tokens:,}{validation}; {parts.max_steps:,} steps of {config.training.batch_tokens:,} tokens "
+        f"({config.training.precision}, {config.run.device}, {config.run.threads} threads)"
+    )
+
+
+def _progress(console: ConsoleLogger, signals: StopSignals) -> Progress:
+    """Reports what takes long before training begins, and lets a signal end it."""
+    shown = {"at": time.monotonic()}
+
+    def report(stage: str, done: int, total: int | None) -> None:
+        signals.check()
+        if time.monotonic() - shown["at"] >= 2:
+            shown["at"] = time.monotonic()
+            of = f" of {total:,}" if total else ""
+            console.message(f"{stage}: {done:,}{of} {'bytes' if stage == 'download' else 'characters'}")
+
+    return report

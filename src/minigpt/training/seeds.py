@@ -1,0 +1,16 @@
+"""Seeds that follow from what they are for, so that nothing depends on what was drawn before."""
+
+import hashlib
+
+import torch
+
+
+def derived_seed(*parts: int | str) -> int:
+    """A 63-bit number from any parts, the same on every platform."""
+    name = "/".join(str(part) for part in parts).encode()
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") >> 1
+
+
+def seed_step(seed: int, step: int, micro_batch: int, rank: int = 0) -> None:
+    """Seed the global generators (dropout) for one micro-batch of one step."""
+    torch.manual_seed(derived_seed("step", seed, step, micro_batch, rank))

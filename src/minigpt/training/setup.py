@@ -1,0 +1,238 @@
+"""From a config to what a run is made of: device and threads, tokenizer, token data, model, objective."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from minigpt.config import Config, RequestError, TokenizerConfig
+from minigpt.data import PreparedData, iter_training_text, prepare
+from minigpt.data.download import download
+from minigpt.data.sources import identity
+from minigpt.inference import pick_device
+from minigpt.model import GPT
+from minigpt.model.count import count_parameters
+from minigpt.objectives import PretrainObjective
+from minigpt.storage import atomic_folder, cache_dir, cache_entry_lock, load_model_config, load_state, resolve_model
+from minigpt.tokenizer import Tokenizer, build_tokenizer, load_tokenizer
+from minigpt.training.seeds import derived_seed
+
+Progress = Callable[[str, int, int | None], None]
+
+# GPT-2's vocabulary as its authors published it; hashes as in OpenAI's tiktoken, tiktoken_ext/openai_public.py.
+GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
+GPT2_FILES = {
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+}
+
+ACTIVATION_SHARE = 0.5  # of the free memory; weights, gradients and optimizer state are taken off first
+CPU_TOKENS = 8192  # more tokens at once make a CPU no faster, only the memory larger
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def settle_hardware(config: Config, saved: Config | None = None) -> tuple[Config, torch.device]:
+    """Replace `auto` device, threads and micro-batch by numbers: the saved run's where there is one.
+
+    Sets PyTorch's threads and its deterministic algorithms.
+    """
+    run = config.run
+    device_name = saved.run.device if saved and run.device == "auto" else run.device
+    device = pick_device(device_name)
+    threads = run.threads or (saved.run.threads if saved else None) or available_cores()
+    torch.set_num_threads(threads)
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
+    torch.use_deterministic_algorithms(run.deterministic)
+    torch.backends.cudnn.benchmark = False
+    run = run.model_copy(update={"device": str(device), "threads": threads})
+    return config.model_copy(update={"run": run}), device
+
+
+def settle_micro_batch(config: Config, device: torch.device, saved: Config | None = None) -> Config:
+    """A number for `training.micro_batch=auto`: the saved run's, or as many rows as the memory takes."""
+    training = config.training
+    if training.micro_batch != "auto":
+        return config
+    rows = saved.training.micro_batch if saved and saved.batch_rows == config.batch_rows else None
+    if not isinstance(rows, int):
+        rows = fitting_rows(config, device)
+    return config.model_copy(update={"training": training.model_copy(update={"micro_batch": rows})})
+
+
+def activation_bytes(config: Config) -> int:
+    """Memory that one token's activations take in training: a rough upper estimate for planning.
+
+    Counts per block what autograd keeps (norm inputs and outputs, q, k, v, attention's output, the feed-forward's
+    inner layers, residual sums), in the arithmetic's width, after Korthikanti et al. 2022, section 4.1, with fused
+    attention, plus fp32 copies of the residual stream.
+    """
+    model = config.model
+    width = 4 if config.training.precision == "fp32" else 2
+    heads = (model.n_head + 2 * model.kv_heads) * model.head_size
+    inner = 3 * model.inner_size
+    block = width * (4 * model.n_embd + 2 * heads + 2 * inner) + 4 * 4 * model.n_embd
+    return model.n_layer * block + 6 * 4 * model.n_embd
+
+
+def weight_bytes(parameters: int) -> int:
+    """fp32 weights, gradients and AdamW's two moments."""
+    return 16 * parameters
+
+
+def fitting_rows(config: Config, device: torch.device) -> int:
+    """The largest number of rows that divides the batch and should fit."""
+    tokens = float(CPU_TOKENS)
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+        rest = max(0, free - weight_bytes(count_parameters(config.model)))
+        tokens = ACTIVATION_SHARE * rest / activation_bytes(config)
+    most = max(1, int(tokens // config.model.context_length))
+    return max(d for d in range(1, config.batch_rows + 1) if config.batch_rows % d == 0 and d <= most)
+
+
+def make_tokenizer(config: Config, on_progress: Progress | None = None) -> Tokenizer:
+    """The tokenizer that the config asks for. One that is trained is kept in the cache, by its text and settings."""
+    wanted = config.tokenizer
+    if config.model.init_from is not None:
+        folder = resolve_model(config.model.init_from)
+        if folder.tokenizer_path is None:
+            raise RequestError(f"model.init_from={config.model.init_from} has no tokenizer: give a model that has one")
+        return load_tokenizer(folder.tokenizer_path)
+    if wanted.kind == "gpt2" and wanted.path is None:
+        wanted = wanted.model_copy(update={"path": str(download_gpt2())})
+    if wanted.kind not in ("char", "bpe"):
+        return build_tokenizer(wanted, lambda: iter(()))
+    return _trained_tokenizer(config, wanted, on_progress)
+
+
+def _trained_tokenizer(config: Config, wanted: TokenizerConfig, on_progress: Progress | None) -> Tokenizer:
+    cache = cache_dir()
+    key = {
+        "format": 1,
+        "tokenizer": wanted.model_dump(),
+        "sources": [identity(s, cache, on_progress) for s in config.data.train or []],
+        "val": [identity(s, cache, on_progress) for s in config.data.val or []] if wanted.kind == "char" else [],
+        "val_fraction": config.data.val_fraction if config.data.val is None else None,
+    }
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    folder = cache / "tokenizers" / name
+    with cache_entry_lock(f"tokenizer-{name}"):
+        if not folder.exists():
+            separator = wanted.special_tokens[0] if wanted.kind == "bpe" and wanted.special_tokens else None
+
+            def texts() -> Iterable[str]:
+                return iter_training_text(
+                    config.data, cache, separator=separator, include_val=wanted.kind == "char", on_progress=on_progress
+                )
+
+            tokenizer = build_tokenizer(wanted, texts)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_folder(folder) as unfinished:
+                tokenizer.save(unfinished)
+    return load_tokenizer(folder)
+
+
+def download_gpt2() -> Path:
+    """The folder of GPT-2's encoder.json and vocab.bpe, downloaded into the cache."""
+    target = cache_dir() / "gpt2"
+    target.mkdir(parents=True, exist_ok=True)
+    for name, sha256 in GPT2_FILES.items():
+        if not (target / name).exists():
+            found = download(GPT2_URL + name, cache_dir(), sha256=sha256)
+            shutil.copyfile(found, target / f"{name}.part")
+            os.replace(target / f"{name}.part", target / name)
+    return target
+
+
+@dataclass
+class Parts:
+    """What a run is made of, with the config in which nothing is left open."""
+
+    config: Config
+    device: torch.device
+    tokenizer: Tokenizer
+    data: PreparedData
+    max_steps: int
+
+    def model(self) -> GPT:
+        """The network, on its device; its weights mean nothing before `initialise`."""
+        return GPT(self.config.model).to(self.device)
+
+    def initialise(self, model: GPT) -> None:
+        """First weights: from the seed, or those of `model.init_from`."""
+        config = self.config
+        if config.model.init_from is None:
+            model.init_weights(torch.Generator().manual_seed(derived_seed("weights", config.run.seed)))
+            return
+        folder = resolve_model(config.model.init_from)
+        other = load_model_config(folder.path).model_dump()
+        mine = config.model.model_dump()
+        ignored = ("dropout", "init_from", "init_std")
+        differing = [
+            f"model.{k}={mine[k]} is {other[k]} there" for k in mine if mine[k] != other[k] and k not in ignored
+        ]
+        if differing:
+            raise RequestError(f"model.init_from={config.model.init_from} is another network: {', '.join(differing)}")
+        model.load_state_dict(load_state(folder.path))
+
+    def objective(self) -> PretrainObjective:
+        """The meaning of the rows."""
+        config = self.config
+        return PretrainObjective(
+            self.data.train,
+            self.data.val,
+            context_length=config.model.context_length,
+            seed=config.run.seed,
+            byte_lengths=self.tokenizer.byte_lengths(),
+            validation_tokens=config.evaluation.max_tokens,
+        )
+
+
+def assemble(
+    config: Config,
+    *,
+    saved: Config | None = None,
+    tokenizer: Tokenizer | None = None,
+    on_progress: Progress | None = None,
+) -> Parts:
+    """Settle everything that the config leaves open and open the data. Raises RequestError in one sentence.
+
+    saved: the resolved config of the run that goes on. tokenizer: that run's own.
+    """
+    config, device = settle_hardware(config, saved)
+    tokenizer = tokenizer or make_tokenizer(config, on_progress)
+    model = config.model
+    if model.vocab_size is None:
+        model = model.model_copy(update={"vocab_size": tokenizer.vocab_size})
+    if tokenizer.vocab_size > (model.vocab_size or 0):
+        raise RequestError(
+            f"model.vocab_size={model.vocab_size} is too small for the tokenizer's {tokenizer.vocab_size:,} ids"
+        )
+    config = config.model_copy(update={"model": model})
+    data = prepare(config.data, tokenizer, on_progress=on_progress)
+    data.require_context(model.context_length)
+    config = settle_micro_batch(config, device, saved)
+    objective_rows = PretrainObjective(data.train, None, context_length=model.context_length, seed=0).rows_per_epoch
+    return Parts(config, device, tokenizer, data, steps_of(config, objective_rows))
+
+
+def steps_of(config: Config, rows_per_epoch: int) -> int:
+    """Optimizer steps of the run."""
+    training = config.training
+    if training.max_steps is not None:
+        return training.max_steps
+    if training.max_tokens is not None:
+        return -(-training.max_tokens // training.batch_tokens)
+    if training.epochs is not None:
+        return max(1, -(-int(training.epochs * rows_per_epoch) // config.batch_rows))
+    raise RequestError("the run has no length: set training.max_steps, training.max_tokens or training.epochs")

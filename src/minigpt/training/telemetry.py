@@ -1,0 +1,82 @@
+"""How fast training goes: tokens per second, step-time percentiles, model FLOPs utilisation, memory."""
+
+import resource
+import statistics
+import sys
+import time
+
+import torch
+
+# Dense bf16 (fp16) and TF32-less fp32 peaks in FLOP/s, from NVIDIA's data sheets (without sparsity).
+GPU_PEAKS = {
+    "H200": (989e12, 67e12),
+    "H100": (989e12, 67e12),
+    "A100": (312e12, 19.5e12),
+    "L40": (181e12, 90.5e12),
+    "L4": (121e12, 30.3e12),
+    "A10G": (70e12, 35e12),
+    "V100": (125e12, 15.7e12),
+    "T4": (65e12, 8.1e12),
+    "4090": (165e12, 82.6e12),
+    "3090": (71e12, 35.6e12),
+}
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """Peak FLOP/s of a known GPU; of a CPU, what a matrix product reaches here (measured in about 0.1 s); else None."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        found = next((peaks for key, peaks in GPU_PEAKS.items() if key in name), None)
+        return None if found is None else found[1 if precision == "fp32" else 0]
+    if device.type != "cpu" or precision == "fp16":
+        return None
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    size = 1024
+    a, b = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
+    best, began = float("inf"), time.perf_counter()
+    while time.perf_counter() - began < 0.1:
+        t = time.perf_counter()
+        torch.mm(a, b)
+        best = min(best, time.perf_counter() - t)
+    return 2 * size**3 / best
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Most memory used so far, in MB: the GPU's, or the process's resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+class Speedometer:
+    """Step times since the last report, and what they mean."""
+
+    def __init__(self, flops_per_token: float, peak: float | None) -> None:
+        self.flops_per_token, self.peak = flops_per_token, peak
+        self._steps: list[float] = []
+        self._waits: list[float] = []
+        self._tokens = 0
+
+    def step(self, seconds: float, wait_ms: float, tokens: int) -> None:
+        """One step took `seconds`, `wait_ms` milliseconds of which it waited for data, and trained on `tokens`."""
+        self._steps.append(seconds)
+        self._waits.append(wait_ms)
+        self._tokens += tokens
+
+    def report(self) -> dict[str, float]:
+        """`perf/*` of the steps since the last report."""
+        if not self._steps:
+            return {}
+        speed = self._tokens / sum(self._steps)
+        ordered = sorted(self._steps)
+        report = {
+            "perf/tokens_per_second": speed,
+            "perf/step_ms": 1000 * statistics.median(ordered),
+            "perf/step_ms_p90": 1000 * ordered[(9 * (len(ordered) - 1) + 9) // 10],
+            "perf/data_wait_ms": statistics.fmean(self._waits),
+        }
+        if self.peak is not None:
+            report["perf/mfu"] = speed * self.flops_per_token / self.peak
+        self._steps, self._waits, self._tokens = [], [], 0
+        return {key: float(f"{value:.6g}") for key, value in report.items()}

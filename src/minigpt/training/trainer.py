@@ -1,0 +1,399 @@
+"""The loop: every stage of a model's life runs through it, whatever its objective.
+
+A run is a pure function of its config. The rows of a step follow from (seed, step, skip journal); dropout is reseeded
+from (seed, step, micro-batch); evaluation and samples draw from generators of their own. So the state of a run is
+small: weights, optimizer moments, the loss scale, a few counters, and how long its log files are.
+
+A step whose loss or gradient is not finite makes no update: it is counted and journalled. After `max_bad_steps` of
+them in a row the run goes back to the last checkpoint before them and goes on without their rows; after
+`max_restores` of that it stops with a report.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from minigpt.config import Config, WorkError
+from minigpt.data import Prefetcher
+from minigpt.model import GPT
+from minigpt.objectives import Batch, Objective, stack, valid_targets
+from minigpt.optim import learning_rate, load_optimizer_tensors, make_optimizer, optimizer_tensors
+from minigpt.storage import Checkpoint, prune, save_checkpoint
+from minigpt.tokenizer import Tokenizer
+from minigpt.training.callbacks import Callback
+from minigpt.training.journal import RowJournal
+from minigpt.training.loggers import JsonlLogger, Logger, Metrics
+from minigpt.training.precision import LossScaler, autocast
+from minigpt.training.resume import discard_later, last_good_before
+from minigpt.training.seeds import seed_step
+from minigpt.training.signals import StopRequested, StopSignals
+from minigpt.training.snapshots import BackgroundWriter, all_finite, copy_to_cpu
+from minigpt.training.telemetry import Speedometer, peak_flops, peak_memory_mb
+
+
+@dataclass
+class StepBatch:
+    """What one optimizer step trains on."""
+
+    rows: list[int]
+    micro_batches: list[Batch]
+    valid: int
+    """Valid targets of the whole step: the loss is divided by this."""
+
+
+class _Restore(Exception):
+    """Raised inside the loop when too many steps in a row were bad."""
+
+
+class Trainer:
+    """Trains `model` on `objective` in the run folder `run_dir`, which the caller holds the lock of.
+
+    config: resolved (device, threads and micro-batch are numbers). `initialise` gives the model its first weights; it
+    is called again when bad steps come before the first checkpoint.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        model: GPT,
+        objective: Objective,
+        *,
+        run_dir: Path,
+        max_steps: int,
+        device: torch.device,
+        tokenizer: Tokenizer | None = None,
+        callbacks: Sequence[Callback] = (),
+        loggers: Sequence[Logger] = (),
+        signals: StopSignals | None = None,
+        data_fingerprint: str = "",
+        initialise: Callable[[GPT], None] | None = None,
+    ) -> None:
+        self.config, self.model, self.objective, self.device = config, model, objective, device
+        self.network: nn.Module = cast(nn.Module, torch.compile(model)) if config.training.compile else model
+        self.run_dir, self.max_steps, self.tokenizer = run_dir, max_steps, tokenizer
+        self.callbacks, self.loggers = list(callbacks), list(loggers)
+        self.signals = signals or StopSignals()
+        self.data_fingerprint = data_fingerprint
+        self._initialise = initialise or (lambda model: None)
+        self.micro_batch = cast(int, config.training.micro_batch)
+        self.scaler = LossScaler(enabled=config.training.precision == "fp16")
+        self.files = {name: JsonlLogger(run_dir / name) for name in ("metrics.jsonl", "samples.jsonl")}
+        self.journal = RowJournal(run_dir / "skipped.jsonl")
+        self.writer = BackgroundWriter(config.checkpoint.background)
+        self.speed = Speedometer(model.flops_per_token(), peak_flops(device, config.training.precision))
+        self.stop_reason: str | None = None
+        self._initialise(model)
+        self._reset()
+
+    def _reset(self) -> None:
+        """State of a run that has not made a step."""
+        config = self.config
+        groups = self.objective.parameter_groups(self.model, config.optimizer.weight_decay)
+        self.optimizer = make_optimizer(groups, config.optimizer)
+        self.step = self.tokens = self.skipped = self.bad_streak = self.first_bad = 0
+        self.best_loss = math.inf
+        self.validation: tuple[int, float] | None = None  # the last evaluation: its step and loss
+        self._settled = True  # whether everything that follows a step has been done for the last one
+        self._saved_step: int | None = None
+        self._elapsed, self._began = 0.0, time.monotonic()
+
+    # ---- the loop ------------------------------------------------------------------------------------------------
+
+    def fit(self, checkpoint: Checkpoint | None = None) -> None:
+        """Train to the end, or until a signal comes: then everything is saved and StopRequested raised."""
+        if checkpoint is not None:
+            self.load(checkpoint)
+        try:
+            while True:
+                try:
+                    self._run()
+                    break
+                except _Restore:
+                    self._go_back()
+            if self._saved_step != self.step:
+                self.save_checkpoint()
+            self._hook("on_train_end")
+            self.writer.wait()
+        except StopRequested:
+            if self._saved_step != self.step:
+                self.save_checkpoint()
+            self.writer.wait()
+            raise
+        except BaseException as error:
+            self._hook("on_exception", error)
+            raise
+        finally:
+            everyone: list[Logger] = [*self.loggers, *self.files.values()]
+            for logger in everyone:
+                logger.close()
+
+    def _run(self) -> None:
+        self._hook("on_train_start")
+        if not self._settled:  # a signal came between the last step and what follows it
+            self._after_step(self.step)
+        if self.step >= self.max_steps:
+            return
+        with Prefetcher(self._make_batch, self.step + 1, stop=self.max_steps + 1) as batches:
+            while self.step < self.max_steps and self.stop_reason is None:
+                self.signals.check()
+                self.writer.check()
+                began = time.perf_counter()
+                step, batch = batches.next()
+                self._hook("on_train_batch_start", step)
+                metrics = self._train_step(step, batch)
+                self.speed.step(time.perf_counter() - began, batches.wait_ms, batch.valid)
+                self.step, self.tokens = step, self.tokens + batch.valid
+                if step % self.config.loggers.every_steps == 0 or step in (1, self.max_steps) or self.bad_streak:
+                    self.log(metrics | self.speed.report() | {"memory/peak_mb": round(peak_memory_mb(self.device), 1)})
+                self._after_step(step)
+                if self.bad_streak >= self.config.training.max_bad_steps:
+                    raise _Restore
+
+    def _make_batch(self, step: int) -> StepBatch:
+        """Rows of a step, in micro-batches; runs ahead in a thread of its own."""
+        rows = self.journal.rows(step, self.config.batch_rows)
+        if self.config.training.overfit_batches is not None:
+            rows = [row % (self.config.training.overfit_batches * self.config.batch_rows) for row in rows]
+        made = [self.objective.row(row) for row in rows]
+        size = self.micro_batch
+        micro_batches = [stack(made[i : i + size]) for i in range(0, len(made), size)]
+        return StepBatch(rows, micro_batches, sum(valid_targets(batch) for batch in micro_batches))
+
+    def _train_step(self, step: int, batch: StepBatch) -> Metrics:
+        """One optimizer step: accumulate the gradients of the micro-batches, clip, update. Returns its metrics."""
+        lr = learning_rate(step, self.max_steps, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.network.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        sums: list[Tensor] = []
+        extra: dict[str, float] = {}
+        for i, micro_batch in enumerate(batch.micro_batches):
+            self.signals.check()
+            seed_step(self.config.run.seed, step, i)
+            with self.autocast():
+                loss_sum, _, extra = self.objective.training_step(self.network, self._to_device(micro_batch))
+            if batch.valid:
+                (loss_sum * (self.scaler.scale / batch.valid)).backward()
+            sums.append(loss_sum.detach())
+        loss = sum(torch.stack(sums).tolist()) / batch.valid if batch.valid else math.nan
+        norm = self._gradient_norm() if batch.valid else math.nan
+        if math.isfinite(loss) and math.isfinite(norm):
+            self._clip(norm)
+            self._hook("on_before_optimizer_step")
+            self.optimizer.step()
+            self.scaler.update(overflow=False)
+            self.bad_streak = 0
+        else:
+            self._bad_step(step, batch, loss, norm)
+        metrics: Metrics = {"train/loss": loss, "train/lr": lr, "train/grad_norm": norm}
+        metrics |= {"train/skipped": self.skipped + self.journal.undone_skips}
+        if self.scaler.enabled:
+            metrics["train/loss_scale"] = self.scaler.scale
+        if self.journal.restorations:
+            metrics["train/restorations"] = self.journal.restorations
+        return metrics | {f"train/{key}": value for key, value in extra.items()}
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+    def _gradient_norm(self) -> float:
+        """Global L2 norm of the gradients, without the loss scale."""
+        norms = torch._foreach_norm(self._gradients())
+        return float(torch.linalg.vector_norm(torch.stack(norms))) / self.scaler.scale
+
+    def _clip(self, norm: float) -> None:
+        """Undo the loss scale and bring the norm down to the limit, in one pass."""
+        limit = self.config.training.grad_clip
+        factor = min(1.0, limit / (norm + 1e-6)) if limit is not None else 1.0
+        factor /= self.scaler.scale
+        if factor != 1.0:
+            torch._foreach_mul_(self._gradients(), factor)
+
+    def _bad_step(self, step: int, batch: StepBatch, loss: float, norm: float) -> None:
+        """Skip the update. An overflow of fp16 that a smaller loss scale may cure does not count towards going back."""
+        self.skipped += 1
+        overflow = math.isfinite(loss) and self.scaler.can_shrink
+        self.scaler.update(overflow=True)
+        what = "no valid target in the batch" if not batch.valid else f"loss {loss}, gradient norm {norm}"
+        self.journal.skip(step, batch.rows, f"fp16 overflow: {what}" if overflow else what)
+        if overflow:
+            return
+        if self.bad_streak == 0:
+            self.first_bad = step
+        self.bad_streak += 1
+
+    def _after_step(self, step: int) -> None:
+        """What follows a step: evaluation, then the callbacks, saving last. A signal in between abandons all of it."""
+        self._settled, self._before = False, self._small_state()
+        every = self.config.evaluation.every_steps
+        if (every is not None and step % every == 0) or step == self.max_steps:
+            self.evaluate()
+        self._settled = True  # as far as a checkpoint saved by the callbacks is concerned
+        try:
+            self._hook("on_train_batch_end", step)
+        except StopRequested:
+            self._settled = False
+            raise
+
+    # ---- evaluation ----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluate(self) -> Metrics:
+        """Validation loss (and bits per byte) over the whole validation set; logs it."""
+        overfit = self.config.training.overfit_batches
+        count = self.objective.validation_rows if overfit is None else overfit * self.config.batch_rows
+        if not count:
+            return {}
+        self._hook("on_validation_start")
+        row = self.objective.validation_row if overfit is None else self.objective.row
+        nats, tokens, size = 0.0, 0, 0.0
+        self.network.eval()
+        for first in range(0, count, self.micro_batch):
+            self.signals.check()
+            batch = stack([row(i) for i in range(first, min(first + self.micro_batch, count))])
+            with self.autocast():
+                loss_sum, valid, extra = self.objective.validation_step(self.network, self._to_device(batch))
+            nats, tokens, size = nats + float(loss_sum), tokens + valid, size + extra.get("bytes", 0.0)
+        self.network.train()
+        metrics: Metrics = {"val/loss": nats / tokens}
+        if size:
+            metrics["val/bpb"] = nats / math.log(2) / size
+        if metrics["val/loss"] < self.best_loss:
+            self.best_loss = metrics["val/loss"]
+        self.validation = (self.step, metrics["val/loss"])
+        self.log(metrics)
+        self._hook("on_validation_end", metrics)
+        return metrics
+
+    # ---- state ---------------------------------------------------------------------------------------------------
+
+    def _small_state(self) -> dict[str, Any]:
+        """Everything of the state but tensors."""
+        return {
+            "tokens": self.tokens,
+            "elapsed": self.elapsed,
+            "skipped": self.skipped,
+            "bad_streak": self.bad_streak,
+            "first_bad": self.first_bad,
+            "restorations": self.journal.restorations,
+            "best_loss": None if math.isinf(self.best_loss) else self.best_loss,
+            "scaler": self.scaler.state_dict(),
+            "callbacks": {type(callback).__name__: callback.state_dict() for callback in self.callbacks},
+            "files": {name: file.position for name, file in self.files.items()},
+            "settled": True,
+        }
+
+    def save_checkpoint(self) -> None:
+        """Save the state of the last finished step, in the background if the config says so."""
+        state = self._small_state() if self._settled else self._before | {"settled": False}
+        state["data_fingerprint"] = self.data_fingerprint
+        for callback in self.callbacks:
+            callback.on_save_checkpoint(self, state)
+        weights = copy_to_cpu(self.model.state_dict())
+        moments = copy_to_cpu(optimizer_tensors(self.optimizer, self.model))
+        if not all_finite(weights):
+            raise WorkError(
+                f"the weights at step {self.step} are not finite; nothing was saved over the last checkpoint"
+            )
+        loss = self.validation[1] if self._settled and self.validation and self.validation[0] == self.step else None
+        step, keep = self.step, self.config.checkpoint.keep_last
+
+        def write() -> None:
+            save_checkpoint(
+                self.run_dir, step, model_config=self.model.config, model_state=weights, optimizer_state=moments,
+                trainer_state=state, tokenizer=self.tokenizer, loss_for_best=loss,
+            )  # fmt: skip
+            prune(self.run_dir, keep, self.say)
+
+        self.writer.submit(write)
+        self._saved_step = step
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint: everything that was saved, and the log files as long as they were then."""
+        state = checkpoint.trainer_state
+        self._reset()
+        self.model.load_state_dict(checkpoint.model_state)
+        load_optimizer_tensors(self.optimizer, self.model, checkpoint.optimizer_state)
+        self.step, self.tokens, self._elapsed = checkpoint.step, state["tokens"], state["elapsed"]
+        self.skipped, self.bad_streak, self.first_bad = state["skipped"], state["bad_streak"], state["first_bad"]
+        self.best_loss = math.inf if state["best_loss"] is None else state["best_loss"]
+        self.scaler.load_state_dict(state["scaler"])
+        for callback in self.callbacks:
+            callback.load_state_dict(state["callbacks"].get(type(callback).__name__) or callback.state_dict())
+            callback.on_load_checkpoint(self, state)
+        for name, file in self.files.items():
+            file.truncate(state["files"][name])
+        self.journal.rewind(self.step)
+        self._settled = state["settled"]
+        self._saved_step = self.step if self._settled else None
+
+    def _go_back(self) -> None:
+        """Undo the bad steps: back to the last checkpoint before them, never to train on their rows again."""
+        training, reason = self.config.training, self.journal.last()[-1]["reason"]
+        bad = f"{self.bad_streak} bad steps in a row from step {self.first_bad} ({reason})"
+        if self.journal.restorations >= training.max_restores:
+            raise WorkError(
+                f"training stopped at step {self.step}: {bad}, after {self.journal.restorations} restorations "
+                f"(training.max_restores); lower optimizer.lr or look at the rows in {self.journal.path}"
+            )
+        self.writer.wait()
+        checkpoint = last_good_before(self.run_dir, self.first_bad, self.journal, self.say)
+        target = checkpoint.step if checkpoint else 0
+        rows = self.journal.restore(target, self.first_bad)
+        discard_later(self.run_dir, target)
+        if checkpoint is not None:
+            self.load(checkpoint)
+        else:
+            self._initialise(self.model)
+            self._reset()
+            for file in self.files.values():
+                file.truncate(0)
+        self.say(f"{bad}: back to step {target}, and on without {len(rows)} rows")
+
+    # ---- small things --------------------------------------------------------------------------------------------
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training so far, earlier sessions of the run included."""
+        return self._elapsed + time.monotonic() - self._began
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The arithmetic that the config asks for."""
+        return autocast(self.config.training.precision, self.device)
+
+    def stop(self, reason: str) -> None:
+        """End the run after this step, as if it were its last."""
+        self.stop_reason = reason
+
+    def log(self, metrics: Metrics) -> None:
+        """One line of metrics, to `metrics.jsonl` and every logger."""
+        line = {"step": self.step, "tokens": self.tokens, "time": round(self.elapsed, 3)} | metrics
+        everyone: list[Logger] = [self.files["metrics.jsonl"], *self.loggers]
+        for logger in everyone:
+            logger.log(line)
+
+    def log_sample(self, step: int, text: str) -> None:
+        """A generated text, to `samples.jsonl` and every logger."""
+        self.files["samples.jsonl"].log({"step": step, "text": text})
+        for logger in self.loggers:
+            logger.sample(step, text)
+
+    def say(self, message: str) -> None:
+        """A line for people."""
+        for logger in self.loggers:
+            logger.message(message)
+
+    def _hook(self, name: str, *arguments: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, name)(self, *arguments)
+
+    def _to_device(self, batch: Batch) -> Batch:
+        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
