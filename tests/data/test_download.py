@@ -129,7 +129,9 @@ def test_cut_connections_are_continued(server: Server, tmp_path: Path, validator
 
 def test_a_later_session_continues(server: Server, tmp_path: Path) -> None:
     server.cut_after = [200_000, 0, 0, 0]
-    with pytest.raises(WorkError, match=r"could not be downloaded after 200,000 bytes .*broke off at 200,000 of 760,000"):
+    with pytest.raises(
+        WorkError, match=r"could not be downloaded after 200,000 bytes .*broke off at 200,000 of 760,000"
+    ):
         fetch(server, tmp_path)
     server.requests.clear()
     assert fetch(server, tmp_path, sha256=SHA).read_bytes() == BODY
@@ -221,7 +223,7 @@ def test_a_part_that_is_too_long_is_fetched_again(server: Server, tmp_path: Path
 @pytest.mark.parametrize("send_length", [True, False])
 def test_wrong_size(server: Server, tmp_path: Path, send_length: bool) -> None:
     server.send_length = send_length
-    with pytest.raises(WorkError, match="760,000 bytes.*not the expected 759,999"):
+    with pytest.raises(WorkError, match=r"760,000 bytes.*not the expected 759,999"):
         fetch(server, tmp_path, size=len(BODY) - 1)
     assert leftovers(tmp_path) == []
 

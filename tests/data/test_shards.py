@@ -31,7 +31,9 @@ def write_shards(folder: Path, documents: list[list[int]], vocab_size: int, shar
 
 @given(st.lists(st.lists(st.integers(0, 70_000), max_size=23), max_size=12), st.integers(1, 30))
 @settings(max_examples=60, deadline=None)
-def test_written_tokens_and_documents_come_back(tmp_path_factory, documents: list[list[int]], shard_tokens: int) -> None:
+def test_written_tokens_and_documents_come_back(
+    tmp_path_factory, documents: list[list[int]], shard_tokens: int
+) -> None:
     shards = write_shards(tmp_path_factory.mktemp("s"), documents, 70_001, shard_tokens)
     everything = [i for ids in documents for i in ids]
     assert [int(i) for shard in shards for i in shard.tokens] == everything
@@ -78,7 +80,7 @@ def test_every_kind_of_damage_is_noticed(tmp_path: Path) -> None:
             *range(len(whole) - 16, len(whole))]  # fmt: skip
     for at in used:  # all but the padding, which means nothing
         shard.path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
-        with pytest.raises(CorruptShardError, match="train-00000.tok"):
+        with pytest.raises(CorruptShardError, match=r"train-00000\.tok"):
             TokenShard(shard.path).verify(tmp_path)
     for size in [0, 1, 19, 4095, 4096, len(whole) - 1]:
         shard.path.write_bytes(whole[:size])

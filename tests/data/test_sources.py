@@ -169,7 +169,11 @@ BAD_FILES = [
     ("bad.jsonl", b'{"text": "x"}\n{"text": \n', "line 2 is not JSON"),
     ("deep.jsonl", b"[" * 200_000, "line 1 is not JSON"),
     ("list.jsonl", b'["x"]\n', "line 1 is not a JSON object but list"),
-    ("missing.jsonl", b'{"text": "x"}\n\n{"body": "y", "id": 1}\n', r"line 3 has no field 'text' \(its fields: body, id\)"),
+    (
+        "missing.jsonl",
+        b'{"text": "x"}\n\n{"body": "y", "id": 1}\n',
+        r"line 3 has no field 'text' \(its fields: body, id\)",
+    ),
     ("number.jsonl", b'{"text": 12}\n', "line 1: field 'text' is not a string but int"),
     ("null.jsonl", b'{"text": null}\n', "is not a string but NoneType"),
     ("surrogate.jsonl", b'{"text": "\\ud800"}\n', "half of a surrogate pair"),

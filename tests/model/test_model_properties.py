@@ -209,18 +209,23 @@ def test_narrow_weights_keep_a_wide_rotary_table(tiny: Callable[..., GPT], ids: 
     assert (narrow - exact).norm() < 0.05 * exact.norm()  # bf16 keeps 8 bits
 
 
-def test_dropout_only_in_training_and_by_the_seed(tiny: Callable[..., GPT], ids: Callable[..., Tensor]) -> None:
-    model, tokens = tiny(dropout=0.3), ids(2, 12)
+@pytest.mark.parametrize("documents", [False, True])
+def test_dropout_only_in_training_and_by_the_seed(
+    documents: bool, tiny: Callable[..., GPT], ids: Callable[..., Tensor]
+) -> None:
+    model, tokens = tiny(dropout=0.3, n_kv_head=2), ids(2, 12)
+    document_ids = torch.tensor([0] * 5 + [1] * 7).expand(2, -1) if documents else None
     assert torch.equal(model(tokens), model(tokens))
-    torch.testing.assert_close(model(tokens), tiny()(tokens))
+    torch.testing.assert_close(model(tokens), tiny(n_kv_head=2)(tokens))
     model.train()
 
     def with_seed(seed: int) -> Tensor:
         torch.manual_seed(seed)
-        return model(tokens, targets=tokens)
+        return model(tokens, targets=tokens, document_ids=document_ids)
 
     assert torch.equal(with_seed(1), with_seed(1))
     assert not torch.equal(with_seed(1), with_seed(2))
+    assert model(tokens, targets=tokens, document_ids=document_ids).isfinite()
     plain = tiny().train()
     assert torch.equal(plain(tokens), plain(tokens))
 
@@ -264,13 +269,13 @@ def test_importing_the_package_and_counting_need_no_torch() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("whole", [False, True])
-def test_compiled_equals_eager(whole: bool, tiny: Callable[..., GPT], ids: Callable[..., Tensor]) -> None:
+@pytest.mark.parametrize(("whole", "backend"), [(False, "inductor"), (False, "aot_eager"), (True, "aot_eager")])
+def test_compiled_equals_eager(whole: bool, backend: str, tiny: Callable[..., GPT], ids: Callable[..., Tensor]) -> None:
     """Compiled blocks, or the whole model; the names in the state stay the same either way."""
     model, reference, tokens, targets = tiny(n_kv_head=2), tiny(n_kv_head=2), ids(2, 16), ids(2, 16, seed=1)
     names = list(model.state_dict())
     for part in [model] if whole else model.blocks:
-        part.compile()
+        part.compile(backend=backend)
     expected = reference(tokens, targets=targets)
     expected.backward()
     loss = model(tokens, targets=targets)
@@ -279,6 +284,8 @@ def test_compiled_equals_eager(whole: bool, tiny: Callable[..., GPT], ids: Calla
     for (name, parameter), original in zip(model.named_parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(parameter.grad, original.grad, atol=1e-4, rtol=1e-4, msg=lambda m, n=name: n + m)
     assert list(model.state_dict()) == names
+    if backend == "inductor":  # each shape below would be compiled anew, for a minute in all
+        return
     cache = model.make_cache(2, 16)
     with torch.no_grad():
         logits = torch.cat([model(piece, cache=cache) for piece in tokens.split([5, 1, 1, 9], dim=1)], dim=1)

@@ -1,16 +1,19 @@
 """A disk that can be stopped or broken at any call, and small things to save."""
 
 import errno
+import math
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import FunctionType
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from minigpt.storage import fs
+from minigpt.config import ModelConfig
+from minigpt.storage import fs, list_checkpoints, save_checkpoint
 
 OPERATIONS = [name for name, value in vars(fs).items() if isinstance(value, FunctionType)]
 
@@ -91,3 +94,52 @@ class FakeTokenizer:
 @pytest.fixture
 def tokenizer() -> FakeTokenizer:
     return FakeTokenizer()
+
+
+CONFIG = ModelConfig(n_layer=1, n_head=2, n_embd=8, vocab_size=5, context_length=4, init_from="/somewhere/else")
+
+
+def tensors(step: int, size: int = 40) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    return {
+        "embed.weight": torch.randn(5, 8, generator=generator),
+        "norm.weight": torch.randn(size, generator=generator),
+    }
+
+
+def save(run: Path, step: int, tokenizer=None, loss: float | None = None, salt: int = 0, **changes) -> Path:
+    arguments = {
+        "model_config": CONFIG,
+        "model_state": tensors(step + salt),
+        "optimizer_state": {f"{name}.exp_avg": -t for name, t in tensors(step + salt).items()},
+        "trainer_state": {"step": step, "lr": 0.1 + step * 1e-17, "losses": [1 / 3, math.inf], "salt": salt},
+        "tokenizer": tokenizer,
+        "loss_for_best": loss,
+    }
+    return save_checkpoint(run, step, **{**arguments, **changes})
+
+
+def is_exactly(checkpoint, step: int, salt: int = 0) -> bool:
+    return (
+        checkpoint.step == step
+        and checkpoint.trainer_state
+        == {"step": step, "lr": 0.1 + step * 1e-17, "losses": [1 / 3, math.inf], "salt": salt}
+        and all(torch.equal(checkpoint.model_state[name], t) for name, t in tensors(step + salt).items())
+        and all(torch.equal(checkpoint.optimizer_state[f"{n}.exp_avg"], -t) for n, t in tensors(step + salt).items())
+    )
+
+
+def steps(run: Path) -> list[str]:
+    return [path.name for path in list_checkpoints(run)]
+
+
+def leftovers(run: Path) -> list[str]:
+    return [path.name for path in (run / "checkpoints").iterdir() if path.name.startswith(".")]
+
+
+@pytest.fixture
+def kit() -> SimpleNamespace:
+    """Small checkpoints whose content follows from their step."""
+    return SimpleNamespace(
+        config=CONFIG, save=save, is_exactly=is_exactly, steps=steps, leftovers=leftovers, tensors=tensors
+    )

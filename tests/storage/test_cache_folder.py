@@ -1,5 +1,7 @@
 """The cache is where the variable or the system says, and says so when it cannot be written."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,8 @@ def test_entry_lock_excludes_and_is_per_entry():
     for name in ("../x", "", "a/b"):
         with pytest.raises(ValueError):
             cache_entry_lock(name)
+
+
+def test_importing_storage_needs_no_torch():
+    code = "import sys, minigpt.storage; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -97,7 +97,7 @@ def known_to_both_unicodes(text: str) -> bool:
 
 
 @pytest.mark.parametrize("pattern", REGEXES)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(text=TEXTS)
 def test_splits_as_published(pattern: str, text: str) -> None:
     if known_to_both_unicodes(text):
@@ -112,7 +112,7 @@ def test_every_pair_of_snippets(pattern: str) -> None:
 
 
 @pytest.mark.parametrize("pattern", REGEXES)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(text=TEXTS, size=st.integers(1, 8))
 def test_safe_pieces_split_as_the_whole(pattern: str, text: str, size: int) -> None:
     parts = list(safe_pieces(text, size))

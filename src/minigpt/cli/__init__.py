@@ -62,23 +62,26 @@ def _run(arguments: list[str]) -> int:
 
 def _usage_sentence(error: "TyperException") -> str:
     """The parser's message in this command's style: one clause, and where to read more."""
-    message = error.format_message().strip()
-    option = str(getattr(error, "option_name", ""))
-    context = getattr(error, "ctx", None)
-    path = context.command_path if context is not None else "minigpt"
-    if "." in option and option.startswith("--"):
-        key = option.removeprefix("--").partition("=")[0]
-        return f"no such option: {option}; config keys are written without dashes, as {key}=VALUE"
+    context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
+    option, possible = getattr(error, "option_name", ""), getattr(error, "possibilities", None)
     problems = getattr(error.__cause__, "errors", None)
-    parameter = getattr(error, "param", None)
-    if problems is not None and parameter is not None:  # a value of the wrong type
-        name = parameter.opts[0] if parameter.opts[0].startswith("-") else parameter.metavar or parameter.name
-        wanted = problems()[0]["msg"].removeprefix("Input should be ").partition(",")[0]
-        message = f"{name}={problems()[0]['input']} is not possible: it should be {wanted}"
-    possible = list(getattr(error, "possibilities", None) or [])
+    if "." in option and option.startswith("--"):
+        return f"no such option: {option}; config keys are written without dashes, as {option[2:]}=VALUE"
     if possible:
         message = f"no such option: {option} (did you mean {' or '.join(possible)}?)"
-    return f"{message[:1].lower()}{message[1:].rstrip('.')}; see {path} --help"
+    elif problems is not None and parameter is not None:  # a value of the wrong type
+        metavar = parameter.metavar or ""
+        name = parameter.opts[0] if parameter.opts[0].startswith("-") else metavar or parameter.name
+        wanted = problems()[0]["msg"].removeprefix("Input should be ").partition(",")[0]
+        wanted = " or ".join(metavar.split("|")) if "|" in metavar else wanted
+        message = f"{name}={problems()[0]['input']} is not possible: it should be {wanted}"
+    else:
+        text = error.format_message().strip()
+        first, _, hint = text.partition(". Did you mean ")
+        message = f"{first[:1].lower()}{first[1:]}".rstrip(".") + (
+            f" (did you mean {hint.rstrip('.')})" if hint else ""
+        )
+    return f"{message}; see {context.command_path if context is not None else 'minigpt'} --help"
 
 
 def _report(error: Exception) -> int:
@@ -93,7 +96,7 @@ def _report(error: Exception) -> int:
     if isinstance(error, RequestError | WorkError):
         message = str(error)
     elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        message = f"out of memory ({error or 'of this machine'}): use a smaller batch, context or model"
+        message = f"out of memory ({str(error) or 'of this machine'}): use a smaller batch, context or model"
     elif isinstance(error, OSError) and error.strerror:
         message = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror)
     else:

@@ -48,7 +48,7 @@ def train(
     from minigpt import training  # imports torch: only now that the request is known to make sense
 
     if dry_run:
-        plan = training.dry_run(settings, run_dir)
+        plan = training.dry_run(settings)
         if json:
             print_json(plan.as_dict())
         else:

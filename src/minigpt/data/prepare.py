@@ -61,6 +61,8 @@ def prepare(
     """
     cache = cache or cache_dir()
     sources = training_sources(data)
+    for source in [*sources, *(data.val or [])]:
+        is_token_source(source)  # finds what is missing before anything is tokenized
     context = _Context(tokenizer, data.append_eot, cache, on_progress)
     val = None
     if data.val is None and data.val_fraction > 0:

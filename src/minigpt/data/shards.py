@@ -121,8 +121,8 @@ class ShardWriter:
 class TokenShard:
     """A shard opened for reading.
 
-    `.tokens` (n_tokens,) and `.starts` (n_documents,) are memory-mapped, `.header` is its JSON. Raises CorruptShardError
-    naming what is wrong with the file. `verify` checks the hashes too.
+    `.tokens` (n_tokens,) and `.starts` (n_documents,) are memory-mapped, `.header` is its JSON. Raises
+    CorruptShardError naming what is wrong with the file. `verify` checks the hashes too.
     """
 
     def __init__(self, path: Path) -> None:

@@ -43,12 +43,12 @@ def _open_npy(path: Path, dtype: str | None) -> Tokens:
     if dtype is not None:
         raise RequestError(f"dtype={dtype!r} has no effect on {path}: a .npy file says itself what it holds")
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.lib.format.open_memmap(path, mode="r")
     except (ValueError, EOFError) as error:
         raise RequestError(f"{path} is not a readable .npy file ({str(error).splitlines()[0]})") from None
-    if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in "ui":
-        shape = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise RequestError(f"{path} holds {shape}; token ids are a one-dimensional array of integers")
+    if array.ndim != 1 or array.dtype.kind not in "ui":
+        found = f"{array.dtype} of shape {array.shape}"
+        raise RequestError(f"{path} holds {found}; token ids are a one-dimensional array of integers")
     if array.size == 0:
         raise RequestError(f"{path} holds no tokens")
     return array

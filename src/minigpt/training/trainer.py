@@ -89,8 +89,15 @@ class Trainer:
         self.writer = BackgroundWriter(config.checkpoint.background)
         self.speed = Speedometer(model.flops_per_token(), peak_flops(device, config.training.precision))
         self.stop_reason: str | None = None
-        self._initialise(model)
         self._reset()
+
+    def _start_over(self) -> None:
+        """Step 0: first weights, and nothing of what a run killed before its first checkpoint left in the files."""
+        self._initialise(self.model)
+        self._reset()
+        for file in self.files.values():
+            file.truncate(0)
+        self.journal.rewind(0)
 
     def _reset(self) -> None:
         """State of a run that has not made a step."""
@@ -110,6 +117,8 @@ class Trainer:
         """Train to the end, or until a signal comes: then everything is saved and StopRequested raised."""
         if checkpoint is not None:
             self.load(checkpoint)
+        else:
+            self._start_over()
         try:
             while True:
                 try:
@@ -352,10 +361,7 @@ class Trainer:
         if checkpoint is not None:
             self.load(checkpoint)
         else:
-            self._initialise(self.model)
-            self._reset()
-            for file in self.files.values():
-                file.truncate(0)
+            self._start_over()
         self.say(f"{bad}: back to step {target}, and on without {len(rows)} rows")
 
     # ---- small things --------------------------------------------------------------------------------------------

@@ -128,7 +128,7 @@ THING_FORMS: dict[str, tuple[str, ...]] = {
         "{A} came back from the {place} and looked {prep} the {room}, but the {thing} was gone.",
         "When {A} came home from the {place}, the {thing} was not {prep} the {room}.",
     ),
-    "ask_thing": ('"Where is my {colour} {thing}?" asked {A}.', '{A} asked, "Where is my {colour} {thing}?"'),
+    "wonder": ('"Where is my {colour} {thing}?" asked {A}.', '{A} asked, "Where is my {colour} {thing}?"'),
     "reveal": (
         '"It is {prep2} the {room2} now," said {B}.',
         '{B} said, "I put it {prep2} the {room2}."',

@@ -27,7 +27,7 @@ AID_FOR = {  # what helps an animal that feels so
 USE_OF = {  # what people do with a thing
     "ball": "throw", "kite": "fly", "book": "read", "drum": "beat", "doll": "dress", "hat": "wear", "scarf": "wear",
     "whistle": "blow", "puzzle": "solve", "bag": "carry", "crown": "wear", "cup": "fill", "coin": "spend",
-    "truck": "push", "boat": "sail",
+    "truck": "push", "boat": "sail", "bell": "shake", "ring": "wear", "robot": "build",
 }  # fmt: skip
 
 # The words of each class. "him" holds the object and the possessive pronouns together because "her" is both.
@@ -46,7 +46,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "colour": (
         "red", "blue", "green", "yellow", "pink", "white", "black", "purple", "brown", "golden", "silver", "shiny",
     ),
-    "thing": (*USE_OF, "bell", "ring", "robot"),
+    "thing": tuple(USE_OF),
     "place": (
         "park", "river", "lake", "school", "beach", "zoo", "castle", "pond", "playground", "harbour", "bridge",
         "fountain",

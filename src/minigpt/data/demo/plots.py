@@ -132,7 +132,7 @@ PLOTS: tuple[Plot, ...] = (
         "hide",
         ("A", "B", "colour", "thing", "prep", "room", "prep2", "room2", "place", *DAY),
         (
-            one("put"), one("leave"), one("move"), one("back"), ((), ("ask_thing",)), one("reveal"), one("find"),
+            one("put"), one("leave"), one("move"), one("back"), ((), ("wonder",)), one("reveal"), one("find"),
             one("end_hide"),
         ),
     ),
@@ -161,3 +161,85 @@ PLOTS: tuple[Plot, ...] = (
 def distinct_stories() -> int:
     """A lower bound on the number of distinct stories, computed from the tables (see `Plot.count`)."""
     return sum(plot.count() for plot in PLOTS)
+
+
+def _asked(event: str, *more: str) -> tuple[str, ...]:
+    """A question, its answer, and the same for further ones: `ask_x` is answered by `answer_x`."""
+    return tuple(part for ask in (event, *more) for part in (ask, ask.replace("ask_", "answer_")))
+
+
+def _either(first: str, second: str) -> Alternatives:
+    """One question or the other, or both in either order."""
+    return (_asked(first), _asked(second), _asked(first, second), _asked(second, first))
+
+
+_SUMS = tuple({"n": n, "m": k - n, "k": k} for k in range(TEN + 1) for n in range(k + 1))
+_MORE = tuple(numbers for numbers in _SUMS if numbers["n"] >= 2 and numbers["m"] >= 2)
+
+# The dialogues that are not about a whole story.
+TALKS: tuple[Plot, ...] = (
+    Plot(
+        "own",
+        ("A", "B", "colour", "thing", "colour2", "thing2"),
+        (one("has"), one("has2"), _either("ask_has", "ask_has2")),
+    ),
+    Plot("hand", ("A", "B", "colour", "thing"), (one("has"), one("hands"), _either("ask_hands", "ask_gave"))),
+    Plot(
+        "where",
+        ("animal", "animal2", "place", "place2"),
+        (
+            one("stands"), one("stands2"),
+            (*_either("ask_animal", "ask_animal2"), _asked("ask_who"), _asked("ask_who", "ask_animal2")),
+        ),
+    ),
+    Plot("go", ("A", "place", "place2"), (one("stays"), one("goes"), _either("ask_goes", "ask_was"))),
+    Plot(
+        "spots",
+        ("A", "B", "colour", "thing", "prep", "room", "colour2", "thing2", "prep2", "room2"),
+        (one("puts"), one("puts2"), _either("ask_put", "ask_put2")),
+    ),
+    Plot("add", ("A", "B", "food"), (one("has_some"), one("adds"), (_asked("ask_many"),)), _MORE),
+    Plot(
+        "take",
+        ("A", "food"),
+        (one("has_some"), one("eats"), (_asked("ask_many"),)),
+        tuple({"n": numbers["k"], "m": numbers["n"], "k": numbers["m"]} for numbers in _MORE),
+    ),
+    Plot("plus", (), ((("ask_plus", "answer_sum"),),), _SUMS),
+    Plot(
+        "minus",
+        (),
+        ((("ask_minus", "answer_sum"),),),
+        tuple({"n": numbers["k"], "m": numbers["n"], "k": numbers["m"]} for numbers in _SUMS),
+    ),
+    Plot(
+        "sound",
+        ("animal", "animal2"),
+        (
+            (
+                ("ask_sound", "answer_sound"),
+                ("ask_which", "answer_sound"),
+                ("ask_does", "answer_yes"),
+                ("ask_does2", "answer_no"),
+            ),
+        ),
+    ),
+    Plot("legs", ("animal",), ((_asked("ask_legs"),),)),
+    Plot("use", ("thing",), ((_asked("ask_use"),),)),
+    Plot("aid", ("animal", "feel"), (one("feels"), (_asked("ask_aid"),))),
+    Plot("hello", ("A",), ((_asked("ask_hello"), _asked("ask_hello", "ask_name")),)),
+)  # fmt: skip
+
+
+def _questions() -> tuple[Plot, ...]:
+    """The stories up to a question that they ask themselves: there, the user asks it and the assistant answers."""
+    found = []
+    for plot in PLOTS:
+        for number, step in enumerate(plot.steps):
+            asking = tuple(events for events in step if events and events[-1].startswith("answer_"))
+            if asking:
+                found.append(Plot(plot.name, plot.roles, (*plot.steps[:number], asking), plot.sums))
+    return tuple(found)
+
+
+STORY_QUESTIONS = _questions()

@@ -183,7 +183,7 @@ def back(w: World, f: Facts) -> None:
     w.place[f["A"]] = "home"
 
 
-def ask_thing(w: World, f: Facts) -> None:
+def wonder(w: World, f: Facts) -> None:
     w.holds(f["A"], f["thing"])
 
 
@@ -255,7 +255,7 @@ THING_RULES: dict[str, Rule] = {
         own, walk, meet, wish, give, thank, now_holds, ask_holder, answer_holder, end_give,
         meet_up, both_have, like, like_too, swap, after_swap, end_swap,
         lose, search, helper, found, again, ask_spot, answer_spot, end_find,
-        put, leave, move, back, ask_thing, reveal, find, end_hide,
+        put, leave, move, back, wonder, reveal, find, end_hide,
         birthday, gift, gift2, thank_both, gifts, ask_giver, answer_giver, end_party,
     )},
 }  # fmt: skip

@@ -4,12 +4,11 @@ from collections.abc import Callable, Iterator
 from itertools import count as count_up
 from random import Random
 
-from minigpt.data.demo.forms import slot_class, wordings
-from minigpt.data.demo.lexicon import AID_FOR, CLASSES, NUMBERS, SOUND_OF, pronouns
+from minigpt.data.demo.forms import ALIASES, FORMS, slot_class, wordings
+from minigpt.data.demo.lexicon import AID_FOR, CLASSES, LEGS_OF, NUMBERS, SOUND_OF, USE_OF, pronouns
 from minigpt.data.demo.plots import PLOTS, Plot
 
-_WORDINGS = {event: wordings(event) for plot in PLOTS for step in plot.steps for events in step for event in events}
-_POOLS = {plot.name: tuple((role, CLASSES[slot_class(role)]) for role in plot.roles) for plot in PLOTS}
+_WORDINGS = {event: wordings(event) for event in (*FORMS, *ALIASES)}
 
 
 def below(seed: int, kind: str, index: int) -> Callable[[int], int]:
@@ -21,10 +20,11 @@ def below(seed: int, kind: str, index: int) -> Callable[[int], int]:
     return lambda n: int(uniform() * n)
 
 
-def fill(roles: tuple[tuple[str, tuple[str, ...]], ...], draw: Callable[[int], int]) -> dict[str, str]:
-    """Pick a word for each `(role, pool)`, no word twice."""
+def fill(roles: tuple[str, ...], draw: Callable[[int], int]) -> dict[str, str]:
+    """Pick a word for each role, no word twice."""
     values: dict[str, str] = {}
-    for role, pool in roles:
+    for role in roles:
+        pool = CLASSES[slot_class(role)]
         word = pool[draw(len(pool))]
         while word in values.values():
             word = pool[draw(len(pool))]
@@ -35,19 +35,23 @@ def fill(roles: tuple[tuple[str, tuple[str, ...]], ...], draw: Callable[[int], i
 def story(seed: int, index: int) -> str:
     """Story number `index` of `seed`: one paragraph of 6 to 9 short sentences, without a line break."""
     draw = below(seed, "story", index)
-    plot = PLOTS[draw(len(PLOTS))]
+    return " ".join(sentence for _, sentence in tell(PLOTS[draw(len(PLOTS))], draw))
+
+
+def tell(plot: Plot, draw: Callable[[int], int]) -> list[tuple[str, str]]:
+    """Fill the roles of a plot and choose among its alternatives: the (event, sentence) pairs of one text."""
     values = _cast(plot, draw)
-    sentences = []
+    told = []
     for step in plot.steps:
         for event in step[draw(len(step))]:
             forms = _WORDINGS[event]
-            sentences.append(forms[draw(len(forms))].format_map(values))
-    return " ".join(sentences)
+            told.append((event, forms[draw(len(forms))].format_map(values)))
+    return told
 
 
 def _cast(plot: Plot, draw: Callable[[int], int]) -> dict[str, str]:
     """Fill a plot's roles, and the slots that follow from them."""
-    values = fill(_POOLS[plot.name], draw)
+    values = fill(plot.roles, draw)
     numbers = plot.sums[draw(len(plot.sums))]
     values.update({role: NUMBERS[number] for role, number in numbers.items()})
     if "A" in values:
@@ -55,9 +59,12 @@ def _cast(plot: Plot, draw: Callable[[int], int]) -> dict[str, str]:
     if "B" in values:
         values.update(pronouns(values["B"], "_B"))
     if "animal" in values:
-        values.update(sound=SOUND_OF[values["animal"]], Sound=SOUND_OF[values["animal"]].capitalize())
+        kind = values["animal"]
+        values.update(sound=SOUND_OF[kind], Sound=SOUND_OF[kind].capitalize(), legs=LEGS_OF[kind])
     if "animal2" in values:
-        values["Sound2"] = SOUND_OF[values["animal2"]].capitalize()
+        values.update(sound2=SOUND_OF[values["animal2"]], Sound2=SOUND_OF[values["animal2"]].capitalize())
+    if "thing" in values:
+        values["use"] = USE_OF[values["thing"]]
     if "feel" in values:
         values["aid"] = AID_FOR[values["feel"]]
     return values
