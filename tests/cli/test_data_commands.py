@@ -29,7 +29,7 @@ def test_prepare(run, config: Path) -> None:
     }
     assert list(Path(os.environ["MINIGPT_CACHE"]).rglob("meta.json"))
     people = run("data", "prepare", config, "training.batch_tokens=160", "data.val_fraction=0")
-    assert people.out == f"train {len(TEXT):,} tokens in 1 documents\n"
+    assert people.out == f"train {len(TEXT):,} tokens in 1 document\n"
 
 
 def test_show(run, config: Path) -> None:
@@ -40,7 +40,7 @@ def test_show(run, config: Path) -> None:
     for window in found["windows"]:
         assert window["text"] == TEXT[window["start"] :][:17] == "".join(characters[i] for i in window["ids"])
     people = run("data", "show", config, "training.batch_tokens=160")
-    assert f"train {cut:,} tokens in 1 documents, {cut:,} bytes (1.00 a token)\n" in people.out
+    assert f"train {cut:,} tokens in 1 document, {cut:,} bytes (1.00 a token)\n" in people.out
     for window in found["windows"]:
         assert f"epoch 0, tokens {window['start']:,} to {window['start'] + 16:,}:\n{window['text']}\n" in people.out
 

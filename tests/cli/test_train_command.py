@@ -1,4 +1,4 @@
-"""`minigpt train` and `minigpt demo`: what they pass on, and what they make of the answer. The training itself is faked."""
+"""`minigpt train` and `minigpt demo`: what they pass on, and what they make of the answer. The training is faked."""
 
 import sys
 from collections.abc import Callable
@@ -22,8 +22,8 @@ class Trainer:
         self.calls.append(("train", config, options))
         return SimpleNamespace(run_dir=Path("runs/x"), exit_status=self.status, message=self.message)
 
-    def dry_run(self, config: Any, run_dir: Path | None) -> SimpleNamespace:
-        self.calls.append(("dry_run", config, {"run_dir": run_dir}))
+    def dry_run(self, config: Any) -> SimpleNamespace:
+        self.calls.append(("dry_run", config, {}))
         return SimpleNamespace(
             config_yaml="model:\n  n_layer: 2\n",
             lines=["1,000 parameters", "1 GB"],

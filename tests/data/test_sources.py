@@ -201,7 +201,10 @@ def test_places_where_nothing_is(tmp_path: Path) -> None:
     assert "holds no .txt, .jsonl" in refused(tmp_path / "folder", tmp_path)
     (tmp_path / "dangling.txt").symlink_to(tmp_path / "absent")
     assert "neither a file nor a folder" in refused(tmp_path / "dangling.txt", tmp_path)
-    assert "demo:poems" in refused("demo:poems", tmp_path) or "poems" in refused("demo:poems", tmp_path)
+    assert "poems" in refused("demo:poems", tmp_path)
+    assert "path is empty" in refused(" ", tmp_path)
+    assert "no such user" in refused("~no-such-user/x.txt", tmp_path)
+    assert "no file or folder ftp://" in refused("ftp://example.org/x.txt", tmp_path)
 
 
 def test_permission_denied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from minigpt.model import GPT
+from minigpt.model.position import RotaryPositions
 
 T = 12
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}  # fp32, the same sums in another order
@@ -132,7 +133,10 @@ def test_what_padding_holds_changes_nothing(tiny: Callable[..., GPT], ids: Calla
         assert torch.equal(first[positions >= 0], second[positions >= 0])
         torch.testing.assert_close(first[:1, 3:], model(tokens[:1, 3:]), **CLOSE)
         torch.testing.assert_close(first[1:, :4], model(tokens[1:, :4]), **CLOSE)
-        cached = model(tokens, positions=positions, cache=model.make_cache(2, 8))
+        cache = model.make_cache(2, 8)
+        nothing = model(tokens[:, :2], positions=torch.full((2, 2), -1), cache=cache)
+        assert nothing.isfinite().all() and cache.lengths.tolist() == [0, 0]
+        cached = model(tokens, positions=positions, cache=cache)
         torch.testing.assert_close(cached[positions >= 0], first[positions >= 0], **CLOSE)
 
 
@@ -149,7 +153,12 @@ def test_inference_mode_and_grad_mode_share_a_cache(
         cache.select([1, 0])
     logits = model(tokens[[1, 0], 4:], cache=cache)
     torch.testing.assert_close(logits, model(tokens)[[1, 0], 4:], **CLOSE)
-    model(tokens, targets=tokens).backward()  # the rotary table was first used in inference mode
+    model(tokens[:, :1], cache=cache, positions=torch.tensor([[6], [-1]]))
+    model(tokens, targets=tokens).backward()
+    # nor does the cache hold on to a graph
+    assert not any(layer.k.requires_grad or layer.v.requires_grad for layer in cache.layers)
+    assert isinstance(model.position, RotaryPositions) and model.position.table is not None
+    assert not model.position.table.is_inference()
 
 
 def test_dtype_and_bytes(tiny: Callable[..., GPT], ids: Callable[..., Tensor]) -> None:

@@ -7,7 +7,7 @@ from rich.text import Text
 from minigpt.cli import options
 from minigpt.cli.help import Command
 from minigpt.cli.output import UNPRINTABLE, print_json, say
-from minigpt.cli.sources import make_tokenizer, progress_bar
+from minigpt.cli.sources import progress_bar
 from minigpt.config import Config, load_config
 
 app = typer.Typer(help="Prepare and inspect training data.", rich_markup_mode=None)
@@ -18,9 +18,10 @@ def prepare(config: options.Config, overrides: options.Overrides = None, json: o
     """Tokenize a config's text into the cache, so that its runs start at once."""
     settings = _load(config, overrides)
     from minigpt import data
+    from minigpt.training.setup import make_tokenizer
 
     with progress_bar() as bar:
-        tokenizer = make_tokenizer(settings.tokenizer, settings.data, bar)
+        tokenizer = make_tokenizer(settings, bar)
         prepared = data.prepare(settings.data, tokenizer, on_progress=bar)
     splits = {"train": prepared.train, "val": prepared.val}
     counts = {name: split and {"documents": split.n_documents, "tokens": len(split)} for name, split in splits.items()}
@@ -30,7 +31,7 @@ def prepare(config: options.Config, overrides: options.Overrides = None, json: o
         return
     for name, count in counts.items():
         if count:
-            print(f"{name:<5} {count['tokens']:,} tokens in {count['documents']:,} documents")
+            print(f"{name:<5} {count['tokens']:,} tokens in {_documents(count['documents'])}")
 
 
 @app.command("show", cls=Command)
@@ -38,9 +39,10 @@ def show(config: options.Config, overrides: options.Overrides = None, json: opti
     """Show what a run would be trained on: counts, and the first windows as text."""
     settings = _load(config, overrides)
     from minigpt import data
+    from minigpt.training.setup import make_tokenizer
 
     with progress_bar() as bar:
-        tokenizer = make_tokenizer(settings.tokenizer, settings.data, bar)
+        tokenizer = make_tokenizer(settings, bar)
         found = data.describe(
             settings.data,
             tokenizer,
@@ -53,7 +55,7 @@ def show(config: options.Config, overrides: options.Overrides = None, json: opti
         return
     for name, split in found["splits"].items():
         if split:
-            line = f"{name:<5} {split['tokens']:,} tokens in {split['documents']:,} documents, {split['bytes']:,} bytes"
+            line = f"{name:<5} {split['tokens']:,} tokens in {_documents(split['documents'])}, {split['bytes']:,} bytes"
             print(f"{line} ({split['bytes_per_token']:.2f} a token)")
     count = found["splits"]["train"]["windows_per_epoch"]
     print(f"      {count:,} windows of {found['context_length']:,} tokens an epoch")
@@ -69,6 +71,10 @@ def _load(config: str, overrides: list[str] | None) -> Config:
     for note in notes:
         say(f"minigpt: {note}")
     return settings
+
+
+def _documents(count: int) -> str:
+    return "1 document" if count == 1 else f"{count:,} documents"
 
 
 def _tokens(pieces: list[str]) -> Text:

@@ -9,7 +9,7 @@ import typer
 from minigpt.cli import options
 from minigpt.cli.models import load_model, run_config
 from minigpt.cli.output import print_json, say, write
-from minigpt.cli.sources import SOURCE_HELP, source_data
+from minigpt.cli.sources import SOURCE_HELP, progress_bar, source_data
 from minigpt.config import RequestError, load_config
 
 if TYPE_CHECKING:
@@ -115,14 +115,16 @@ def _dataset(loaded: "LoadedModel", source: str | None, split: Split) -> "TokenD
     if loaded.tokenizer is None:
         raise RequestError(f"{loaded.path} has no tokenizer, so it cannot read text")
     if source is not None:
-        return prepare(source_data([source]), loaded.tokenizer).train
+        with progress_bar() as bar:
+            return prepare(source_data([source]), loaded.tokenizer, on_progress=bar).train
     path = run_config(loaded.path)
     if path is None:
         raise RequestError(
             f"{loaded.path} is in no run folder, so there is no --split {split} of its text: name a text with --data"
         )
     config, _ = load_config(path)
-    prepared = prepare(config.data, loaded.tokenizer)
+    with progress_bar() as bar:
+        prepared = prepare(config.data, loaded.tokenizer, on_progress=bar)
     found = prepared.train if split is Split.train else prepared.val
     if found is None:
         raise RequestError(f"--split {split}: the run of {path} has no validation text: give a text with --data")

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 @options.section_options(GenerationConfig, "generation")
 def generate(
     model: options.Model,
-    generation: GenerationConfig,
     prompt: Annotated[
         str | None,
         typer.Option(metavar="TEXT", help="Text that the model continues  [default: the beginning of a text]"),
@@ -25,6 +24,8 @@ def generate(
     prompt_file: Annotated[
         str | None, typer.Option(metavar="FILE", help="Read the prompt from a file, to the letter; - is stdin")
     ] = None,
+    *,
+    generation: GenerationConfig,
     json: options.Json = False,
     device: options.Device = options.DEFAULT_DEVICE,
     threads: options.Threads = options.DEFAULT_THREADS,

@@ -1,15 +1,12 @@
-"""Text and tokenizers that commands work on, named on the command line or by a config. Needs no torch."""
+"""Sources of text named on the command line, and how far reading them is. Needs no torch."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from minigpt.config import DataConfig, TokenizerConfig, load_config
+from minigpt.config import DataConfig, load_config
 from minigpt.config.yaml import parse_yaml
-
-if TYPE_CHECKING:
-    from minigpt.tokenizer import Tokenizer
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -21,21 +18,6 @@ def source_data(sources: Sequence[str]) -> DataConfig:
     values: list[Any] = [parse_yaml(s, f"source {s}") if s.startswith("{") else s for s in sources]
     config, _ = load_config({"data": {"train": values, "val_fraction": 0}})
     return config.data
-
-
-def make_tokenizer(config: TokenizerConfig, data: DataConfig, on_progress: Progress | None = None) -> "Tokenizer":
-    """The tokenizer that a run with these settings has: trained on its training text, or loaded.
-
-    A character tokenizer sees the validation text too, since it cannot encode a character that it has not seen.
-    """
-    from minigpt.data import SEPARATOR, iter_training_text
-    from minigpt.tokenizer import build_tokenizer
-
-    char = config.kind == "char"
-    separator = SEPARATOR if not char and SEPARATOR in config.special_tokens else None
-    return build_tokenizer(
-        config, lambda: iter_training_text(data, separator=separator, include_val=char, on_progress=on_progress)
-    )
 
 
 @contextmanager

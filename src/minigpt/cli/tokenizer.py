@@ -9,7 +9,7 @@ import typer
 from minigpt.cli import options
 from minigpt.cli.help import Command
 from minigpt.cli.output import one_of, print_json, read_text, say, write
-from minigpt.cli.sources import SOURCE_HELP, make_tokenizer, progress_bar, source_data
+from minigpt.cli.sources import SOURCE_HELP, progress_bar, source_data
 from minigpt.config import RequestError, load_config
 
 app = typer.Typer(help="Train and use tokenizers.", rich_markup_mode=None)
@@ -48,10 +48,14 @@ def train(
     if out.exists():
         raise RequestError(f"--out {out} exists already: name a new folder, or remove this one first")
 
+    from minigpt.data import iter_training_text
     from minigpt.storage import atomic_folder
+    from minigpt.tokenizer import build_tokenizer
 
+    config = settings.tokenizer
+    separator = config.special_tokens[0] if config.kind == "bpe" and config.special_tokens else None
     with progress_bar() as bar:
-        trained = make_tokenizer(settings.tokenizer, data, bar)
+        trained = build_tokenizer(config, lambda: iter_training_text(data, separator=separator, on_progress=bar))
     with atomic_folder(out) as folder:
         trained.save(folder)
     say(f"{trained.vocab_size:,} ids in {out}")

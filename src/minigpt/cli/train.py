@@ -14,7 +14,7 @@ def train(
     config: options.Config,
     overrides: options.Overrides = None,
     run_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The run's folder (default: runs/NAME)", show_default=False)
+        Path | None, typer.Option(metavar="DIR", help="The run's folder  [default: runs/NAME]", show_default=False)
     ] = None,
     resume: Annotated[
         str,
@@ -63,7 +63,10 @@ def train(
 
 def demo(
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The run's folder (default: a new one)", show_default=False)
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="The run's folder  [default: runs/demo, or the next free one]", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Watch a small model learn to tell stories in three minutes."""

@@ -134,7 +134,12 @@ def identity(source: SourceConfig, cache: Path, on_progress: Progress | None = N
 
 
 def _local_files(given: str) -> list[Path]:
-    path = Path(given).expanduser()
+    if not given.strip():
+        raise RequestError("a source's path is empty")
+    try:
+        path = Path(given).expanduser()
+    except RuntimeError:
+        raise RequestError(f"{given}: there is no such user, so no home folder") from None
     with reading(path):
         if path.is_dir():
             return _folder_files(path)

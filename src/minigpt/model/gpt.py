@@ -193,7 +193,7 @@ class GPT(nn.Module):
         if positions.device.type == "cpu" and positions.numel() and int(positions.max()) >= longest:
             raise ValueError(f"position {int(positions.max())} is beyond model.context_length={longest}")
         positions = positions.to(ids.device)
-        # padding is seen by none but itself: a query that sees nothing at all would give NaN
+        # padding is seen by none but itself: with nothing at all to see, some kernels give NaN
         mask = (_visible(index, document_ids) & (positions >= 0)[:, None, None, :]) | (index == index[:, None])
         return Span(positions.clamp(min=0), mask)
 

@@ -132,9 +132,13 @@ def load_state(folder: Path, device: "str | torch.device" = "cpu") -> "dict[str,
 
 def build_model(folder: Path, device: "str | torch.device" = "cpu") -> "GPT":
     """The network that a model folder describes, with its weights, in evaluation mode."""
+    import torch
+
     from minigpt.model import GPT
     from minigpt.storage.tensors import load_state_into
 
-    model = GPT(load_model_config(folder))
+    with torch.device("meta"):  # initial weights would only be drawn (from the caller's generator) and overwritten
+        model = GPT(load_model_config(folder))
+    model.to_empty(device="cpu")
     load_state_into(model, folder / WEIGHTS_FILE)
     return model.to(device).eval()

@@ -6,7 +6,8 @@ and the journal alone.
 
 The journal (`skipped.jsonl`) holds two kinds of lines:
     {"step": 12, "rows": [...], "reason": "..."}          a bad step: its update was skipped
-    {"restored_to": 8, "rows": [...], "skipped_steps": 3} a restoration: these rows never come again
+    {"restored_to": 8, "first_bad_step": 12, "rows": [...], "skipped_steps": 3, "reason": "..."}
+                                                          a restoration: these rows never come again
 Lines of the first kind are part of the trajectory: going back before their step drops them, since the steps will be
 made again. Lines of the second kind stay, and so a restoration cannot repeat itself.
 """
@@ -16,6 +17,7 @@ from bisect import bisect_right
 from pathlib import Path
 from typing import Any
 
+from minigpt.config import WorkError
 from minigpt.storage import atomic_write
 
 
@@ -27,8 +29,10 @@ class RowJournal:
         self._skips: list[dict[str, Any]] = []
         self._restorations: list[dict[str, Any]] = []
         if path.exists():
-            for line in path.read_text("utf-8").splitlines():
-                entry = json.loads(line)
+            for number, line in enumerate(path.read_text("utf-8", errors="replace").splitlines(), 1):
+                entry = _entry(line)
+                if entry is None:
+                    raise WorkError(f"{path} is damaged in line {number}, so the rows to leave out are not known: mend it")
                 (self._restorations if "restored_to" in entry else self._skips).append(entry)
         self._excluded = self._all_excluded()
 
@@ -40,10 +44,13 @@ class RowJournal:
         """How often the run went back to a checkpoint because of bad steps."""
         return len(self._restorations)
 
-    @property
-    def undone_skips(self) -> int:
-        """Bad steps that restorations have undone."""
-        return sum(entry["skipped_steps"] for entry in self._restorations)
+    def undone(self, step: int) -> tuple[int, int]:
+        """(restorations, bad steps that they undid) as of `step`: those whose bad steps began there or before.
+
+        Counted like this, the numbers of a step do not depend on which checkpoint there was to go back to.
+        """
+        past = [entry for entry in self._restorations if entry["first_bad_step"] <= step]
+        return len(past), sum(entry["skipped_steps"] for entry in past)
 
     def rows(self, step: int, batch_rows: int) -> list[int]:
         """Row numbers of step `step` (the first is 1): the step's block of all rows that are not excluded."""
@@ -72,9 +79,9 @@ class RowJournal:
         """Write down, durably, that the run goes back; returns the rows of the bad steps, which never come again."""
         bad = [entry for entry in self._skips if entry["step"] >= first_bad_step]
         rows = sorted({row for entry in bad for row in entry["rows"]})
-        undone = [entry for entry in self._skips if entry["step"] > restored_to]
-        self._restorations.append({"restored_to": restored_to, "rows": rows, "skipped_steps": len(undone),
-                                   "reason": bad[-1]["reason"]})  # fmt: skip
+        # Bad steps between the checkpoint and these are made again, and counted again then.
+        self._restorations.append({"restored_to": restored_to, "first_bad_step": first_bad_step, "rows": rows,
+                                   "skipped_steps": len(bad), "reason": bad[-1]["reason"]})  # fmt: skip
         self._excluded = self._all_excluded()
         self.rewind(restored_to)
         return rows
@@ -96,3 +103,13 @@ class RowJournal:
         lines = [json.dumps(entry) + "\n" for entry in self._restorations + self._skips]
         if lines or self.path.exists():
             atomic_write(self.path, "".join(lines))
+
+
+def _entry(line: str) -> dict[str, Any] | None:
+    """A line of the journal; None if it is not one."""
+    try:
+        entry = json.loads(line)
+        wanted = {"restored_to", "first_bad_step", "skipped_steps"} if "restored_to" in entry else {"step"}
+        return entry if wanted | {"rows", "reason"} == entry.keys() else None
+    except (ValueError, TypeError, AttributeError):
+        return None

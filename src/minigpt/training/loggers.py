@@ -42,9 +42,13 @@ class JsonlLogger:
         return self._file.tell()
 
     def truncate(self, position: int) -> None:
-        """Cut the file to `position` bytes."""
-        self._file.truncate(position)
+        """Cut the file to `position` bytes; one that is shorter (somebody has cut it) stays as it is."""
+        self._file.truncate(min(position, self._file.seek(0, os.SEEK_END)))
         self._file.seek(0, os.SEEK_END)
+
+    def sync(self) -> None:
+        """Wait until what was logged is on the disk."""
+        os.fsync(self._file.fileno())
 
     def log(self, metrics: Metrics) -> None:
         """Append one line."""

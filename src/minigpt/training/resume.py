@@ -9,7 +9,8 @@ from minigpt.storage import Checkpoint, atomic_write, discard_folder, list_check
 from minigpt.training.journal import RowJournal
 
 # Looking at a run, and saving it, never changes it. The text's own fingerprint is compared instead of where it lies.
-FREE = ("run.name", "data.train", "data.val", "evaluation.", "checkpoint.", "loggers.", "callbacks.")
+FREE = ("run.name", "data.train", "data.val")
+FREE_SECTIONS = ("evaluation.", "checkpoint.", "loggers.", "callbacks.")
 
 CONFIG_FILE = "config.yaml"
 
@@ -69,7 +70,8 @@ def write_config(run_dir: Path, config: Config) -> None:
 def refuse_changes(run_dir: Path, saved: Config, wanted: Config) -> None:
     """Raises RequestError naming the keys that shape the trajectory and differ."""
     old, new = flat(saved), flat(wanted)
-    keys = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key) and not key.startswith(FREE)]
+    keys = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
+    keys = [key for key in keys if key not in FREE and not key.startswith(FREE_SECTIONS)]
     if keys:
         changes = ", ".join(f"{key} was {old.get(key)} and is now {new.get(key)}" for key in keys)
         raise RequestError(

@@ -4,7 +4,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from minigpt.config import Config, RequestError
@@ -20,6 +20,7 @@ from minigpt.storage import (
     save_model,
     verify_folder,
 )
+from minigpt.storage.checkpoint import CHECKPOINTS, POINTERS, resolve_pointer
 from minigpt.tokenizer import Tokenizer, load_tokenizer
 from minigpt.training.callbacks import Callback, make_callbacks
 from minigpt.training.console import ConsoleLogger, duration, make_console
@@ -110,13 +111,14 @@ def _train_locked(
         if (run_dir / "model").exists():
             verify_folder(run_dir / "model")
             return Result(run_dir, 0, f"the run in {run_dir} is finished: its model is {run_dir / 'model'}")
+    if origin is not None:
+        _refuse_other_network(origin, parts)
     trainer = _make_trainer(parts, run_dir, callbacks, loggers, console, signals)
     if saved is None:
         if origin is not None:
-            origin = _adopt(run_dir, origin, trainer)
-        if not (run_dir / "tokenizer").exists():
-            with atomic_folder(run_dir / "tokenizer") as folder:
-                parts.tokenizer.save(folder)
+            _adopt(run_dir, origin, trainer)
+        with atomic_folder(run_dir / "tokenizer", replace=True) as folder:  # a start that was killed may have left one
+            parts.tokenizer.save(folder)
         write_config(run_dir, parts.config)  # last: with it the folder holds a run
     checkpoint = newest_on_path(run_dir, trainer.journal, console.message)
     if checkpoint is not None:
@@ -177,33 +179,36 @@ def _own_tokenizer(run_dir: Path, saved: Config | None, origin: Checkpoint | Non
 
 def _load_origin(path: Path) -> Checkpoint:
     """The checkpoint to start from: a checkpoint folder, or the newest of a run folder."""
-    if (path / "checkpoints").is_dir():
+    if (path / CHECKPOINTS).is_dir():
         newest = newest_good(path)
         if newest is None:
             raise RequestError(f"--resume {path}: this run has no usable checkpoint")
         path = newest
+    elif path.name in POINTERS and path.parent.name == CHECKPOINTS and path.is_file():
+        path = resolve_pointer(path)
     return load_checkpoint(path)
 
 
-def _adopt(run_dir: Path, origin: Checkpoint, trainer: Trainer) -> Checkpoint:
-    """Make `origin` the first checkpoint of a new run: its full state, with log files that begin here."""
-    wanted, given = trainer.model.config.model_dump(), origin.model_config.model_dump()
+def _refuse_other_network(origin: Checkpoint, parts: Parts) -> None:
+    wanted, given = parts.config.model.model_dump(), origin.model_config.model_dump()
     differing = [
         f"model.{k} is {given[k]} there and {wanted[k]} here"
         for k in wanted
-        if wanted[k] != given[k] and k != "dropout"
+        if wanted[k] != given[k] and k not in ("dropout", "init_from", "init_std")
     ]
     if differing:
         raise RequestError(f"--resume {origin.path} is of another network: {', '.join(differing)}")
-    if origin.step >= trainer.max_steps:
+    if origin.step >= parts.max_steps:
         raise RequestError(
-            f"--resume {origin.path} is at step {origin.step}, and the run ends at {trainer.max_steps}: raise it"
+            f"--resume {origin.path} is at step {origin.step}, and the run ends at {parts.max_steps}: raise it"
         )
+
+
+def _adopt(run_dir: Path, origin: Checkpoint, trainer: Trainer) -> None:
+    """Make `origin` the first checkpoint of a new run: its full state, with log files that begin here."""
     journal = origin.path.parent.parent / "skipped.jsonl"
-    if journal.exists():
-        shutil.copyfile(journal, run_dir / "skipped.jsonl")
-        trainer.journal = RowJournal(run_dir / "skipped.jsonl")
     state = origin.trainer_state | {
+        "restorations": RowJournal(journal).restorations,  # none of them goes back behind the start of this run
         "files": dict.fromkeys(trainer.files, 0),
         "data_fingerprint": trainer.data_fingerprint,
     }
@@ -212,7 +217,9 @@ def _adopt(run_dir: Path, origin: Checkpoint, trainer: Trainer) -> Checkpoint:
         optimizer_state=origin.optimizer_state, trainer_state=state, tokenizer=trainer.tokenizer,
         loss_for_best=origin.loss,
     )  # fmt: skip
-    return replace(origin, trainer_state=state)
+    if journal.exists():
+        shutil.copyfile(journal, run_dir / "skipped.jsonl")
+        trainer.journal = RowJournal(run_dir / "skipped.jsonl")
 
 
 def _refuse_other_data(run_dir: Path, checkpoint: Checkpoint, parts: Parts) -> None:

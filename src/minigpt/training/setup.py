@@ -166,7 +166,9 @@ class Parts:
 
     def model(self) -> GPT:
         """The network, on its device; its weights mean nothing before `initialise`."""
-        return GPT(self.config.model).to(self.device)
+        with torch.device("meta"):
+            model = GPT(self.config.model)
+        return model.to_empty(device=self.device)
 
     def initialise(self, model: GPT) -> None:
         """First weights: from the seed, or those of `model.init_from`."""

@@ -54,7 +54,11 @@ class BackgroundWriter:
 
     def wait(self) -> None:
         """Until nothing is being written; raises the error of a job that failed."""
+        self.join()
+        self.check()
+
+    def join(self) -> None:
+        """Until nothing is being written, whether it went well or not."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        self.check()

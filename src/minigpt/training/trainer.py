@@ -9,11 +9,11 @@ them in a row the run goes back to the last checkpoint before them and goes on w
 `max_restores` of that it stops with a report.
 """
 
+import copy
 import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from minigpt.config import Config, WorkError
 from minigpt.data import Prefetcher
 from minigpt.model import GPT
-from minigpt.objectives import Batch, Objective, stack, valid_targets
+from minigpt.objectives import Batch, Objective, stack
 from minigpt.optim import learning_rate, load_optimizer_tensors, make_optimizer, optimizer_tensors
 from minigpt.storage import Checkpoint, prune, save_checkpoint
 from minigpt.tokenizer import Tokenizer
+from minigpt.training.batches import StepBatch, step_batch
 from minigpt.training.callbacks import Callback
 from minigpt.training.journal import RowJournal
 from minigpt.training.loggers import JsonlLogger, Logger, Metrics
@@ -36,16 +37,6 @@ from minigpt.training.seeds import seed_step
 from minigpt.training.signals import StopRequested, StopSignals
 from minigpt.training.snapshots import BackgroundWriter, all_finite, copy_to_cpu
 from minigpt.training.telemetry import Speedometer, peak_flops, peak_memory_mb
-
-
-@dataclass
-class StepBatch:
-    """What one optimizer step trains on."""
-
-    rows: list[int]
-    micro_batches: list[Batch]
-    valid: int
-    """Valid targets of the whole step: the loss is divided by this."""
 
 
 class _Restore(Exception):
@@ -83,18 +74,19 @@ class Trainer:
         self.data_fingerprint = data_fingerprint
         self._initialise = initialise or (lambda model: None)
         self.micro_batch = cast(int, config.training.micro_batch)
-        self.scaler = LossScaler(enabled=config.training.precision == "fp16")
         self.files = {name: JsonlLogger(run_dir / name) for name in ("metrics.jsonl", "samples.jsonl")}
         self.journal = RowJournal(run_dir / "skipped.jsonl")
         self.writer = BackgroundWriter(config.checkpoint.background)
         self.speed = Speedometer(model.flops_per_token(), peak_flops(device, config.training.precision))
-        self.stop_reason: str | None = None
+        self._fresh_callbacks = copy.deepcopy([callback.state_dict() for callback in self.callbacks])
         self._reset()
 
     def _start_over(self) -> None:
         """Step 0: first weights, and nothing of what a run killed before its first checkpoint left in the files."""
         self._initialise(self.model)
         self._reset()
+        for callback, state in zip(self.callbacks, copy.deepcopy(self._fresh_callbacks), strict=True):
+            callback.load_state_dict(state)
         for file in self.files.values():
             file.truncate(0)
         self.journal.rewind(0)
@@ -104,8 +96,10 @@ class Trainer:
         config = self.config
         groups = self.objective.parameter_groups(self.model, config.optimizer.weight_decay)
         self.optimizer = make_optimizer(groups, config.optimizer)
+        self.scaler = LossScaler(enabled=config.training.precision == "fp16")
         self.step = self.tokens = self.skipped = self.bad_streak = self.first_bad = 0
         self.best_loss = math.inf
+        self.stop_reason: str | None = None
         self.validation: tuple[int, float] | None = None  # the last evaluation: its step and loss
         self._settled = True  # whether everything that follows a step has been done for the last one
         self._saved_step: int | None = None
@@ -139,6 +133,7 @@ class Trainer:
             self._hook("on_exception", error)
             raise
         finally:
+            self.writer.join()  # whoever holds the lock after us must not meet a half-written checkpoint
             everyone: list[Logger] = [*self.loggers, *self.files.values()]
             for logger in everyone:
                 logger.close()
@@ -162,18 +157,11 @@ class Trainer:
                 if step % self.config.loggers.every_steps == 0 or step in (1, self.max_steps) or self.bad_streak:
                     self.log(metrics | self.speed.report() | {"memory/peak_mb": round(peak_memory_mb(self.device), 1)})
                 self._after_step(step)
-                if self.bad_streak >= self.config.training.max_bad_steps:
-                    raise _Restore
 
     def _make_batch(self, step: int) -> StepBatch:
         """Rows of a step, in micro-batches; runs ahead in a thread of its own."""
         rows = self.journal.rows(step, self.config.batch_rows)
-        if self.config.training.overfit_batches is not None:
-            rows = [row % (self.config.training.overfit_batches * self.config.batch_rows) for row in rows]
-        made = [self.objective.row(row) for row in rows]
-        size = self.micro_batch
-        micro_batches = [stack(made[i : i + size]) for i in range(0, len(made), size)]
-        return StepBatch(rows, micro_batches, sum(valid_targets(batch) for batch in micro_batches))
+        return step_batch(self.objective, rows, self.config)
 
     def _train_step(self, step: int, batch: StepBatch) -> Metrics:
         """One optimizer step: accumulate the gradients of the micro-batches, clip, update. Returns its metrics."""
@@ -203,11 +191,12 @@ class Trainer:
         else:
             self._bad_step(step, batch, loss, norm)
         metrics: Metrics = {"train/loss": loss, "train/lr": lr, "train/grad_norm": norm}
-        metrics |= {"train/skipped": self.skipped + self.journal.undone_skips}
+        restorations, undone = self.journal.undone(step)
+        metrics |= {"train/skipped": self.skipped + undone}
         if self.scaler.enabled:
             metrics["train/loss_scale"] = self.scaler.scale
-        if self.journal.restorations:
-            metrics["train/restorations"] = self.journal.restorations
+        if restorations:
+            metrics["train/restorations"] = restorations
         return metrics | {f"train/{key}": value for key, value in extra.items()}
 
     def _gradients(self) -> list[Tensor]:
@@ -251,6 +240,8 @@ class Trainer:
         except StopRequested:
             self._settled = False
             raise
+        if self.bad_streak >= self.config.training.max_bad_steps:
+            raise _Restore
 
     # ---- evaluation ----------------------------------------------------------------------------------------------
 
@@ -294,6 +285,7 @@ class Trainer:
             "first_bad": self.first_bad,
             "restorations": self.journal.restorations,
             "best_loss": None if math.isinf(self.best_loss) else self.best_loss,
+            "stop_reason": self.stop_reason,
             "scaler": self.scaler.state_dict(),
             "callbacks": {type(callback).__name__: callback.state_dict() for callback in self.callbacks},
             "files": {name: file.position for name, file in self.files.items()},
@@ -313,14 +305,17 @@ class Trainer:
                 f"the weights at step {self.step} are not finite; nothing was saved over the last checkpoint"
             )
         loss = self.validation[1] if self._settled and self.validation and self.validation[0] == self.step else None
-        step, keep = self.step, self.config.checkpoint.keep_last
+        step, keep, amid_bad = self.step, self.config.checkpoint.keep_last, self.bad_streak > 0
+        for file in self.files.values():
+            file.sync()  # the checkpoint records their lengths, so what it counts must be as durable as it is
 
         def write() -> None:
             save_checkpoint(
                 self.run_dir, step, model_config=self.model.config, model_state=weights, optimizer_state=moments,
                 trainer_state=state, tokenizer=self.tokenizer, loss_for_best=loss,
             )  # fmt: skip
-            prune(self.run_dir, keep, self.say)
+            if not amid_bad:  # going back needs the checkpoint before the bad steps
+                prune(self.run_dir, keep, self.say)
 
         self.writer.submit(write)
         self._saved_step = step
@@ -334,6 +329,7 @@ class Trainer:
         self.step, self.tokens, self._elapsed = checkpoint.step, state["tokens"], state["elapsed"]
         self.skipped, self.bad_streak, self.first_bad = state["skipped"], state["bad_streak"], state["first_bad"]
         self.best_loss = math.inf if state["best_loss"] is None else state["best_loss"]
+        self.stop_reason = state["stop_reason"]
         self.scaler.load_state_dict(state["scaler"])
         for callback in self.callbacks:
             callback.load_state_dict(state["callbacks"].get(type(callback).__name__) or callback.state_dict())

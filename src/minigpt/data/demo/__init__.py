@@ -1,7 +1,7 @@
-"""The corpus that minigpt makes itself: short stories and dialogues from a seed, and checkers that know no more than a text.
+"""The corpus that minigpt makes itself: short stories and dialogues from a seed, and checkers that know only the text.
 
-The grammar (lexicon, forms, plots) is frozen: a change to any of them is a new `GRAMMAR_VERSION`, because the numbers that
-the demo reports are about one grammar. Only the standard library is used.
+The grammar (lexicon, forms, plots) is frozen: a change to any of them is a new `GRAMMAR_VERSION`, because the numbers
+that the demo reports are about one grammar. Only the standard library is used.
 """
 
 from minigpt.data.demo.check import check_dialogue, check_story

@@ -1,5 +1,5 @@
-"""The checkers: they accept exactly the texts whose sentences are of the grammar, in an order that some plot allows, and
-agree with each other.
+"""The checkers: they accept exactly the texts whose sentences are of the grammar, in an order that some plot allows,
+and agree with each other.
 
 They are given a text and nothing else. Each sentence is parsed, pronouns are resolved, and the facts are replayed in a
 world of their own (world.py); what the generator knew when it wrote the text plays no part.

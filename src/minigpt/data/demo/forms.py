@@ -1,8 +1,9 @@
 """The sentences of stories and dialogues: for each event, the wordings that tell it.
 
-A slot in braces stands for one word. Its class (lexicon.py) is its name without a trailing digit or `_B`; `A`, `B` and `C`
-are people, single small letters and `legs` are numbers. `{he}` and its like stand for A, `{he_B}` for B; they agree with that
-person's gender. A pronoun whose person is not named earlier in its sentence refers to the subject of the sentence before.
+A slot in braces stands for one word. Its class (lexicon.py) is its name without a trailing digit or `_B`; `A`, `B` and
+`C` are people, single small letters and `legs` are numbers. `{he}` and its like stand for A, `{he_B}` for B; they agree
+with that person's gender. A pronoun whose person is not named earlier in its sentence refers to the subject of the
+sentence before.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The sentences of the stories about counts, pets and animals: for each event, the wordings that tell it (see forms.py)."""
+"""The sentences of the stories about counts, pets and animals: for each event, its wordings (see forms.py)."""
 
 OTHER_FORMS: dict[str, tuple[str, ...]] = {
     # Things are counted.

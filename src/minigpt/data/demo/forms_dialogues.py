@@ -1,5 +1,6 @@
-"""The sentences of the dialogues: what is told, asked and answered (see forms.py). Questions about a whole story use the
-sentences of the stories instead.
+"""The sentences of the dialogues: what is told, asked and answered (see forms.py).
+
+Questions about a whole story use the sentences of the stories instead.
 """
 
 DIALOGUE_FORMS: dict[str, tuple[str, ...]] = {

@@ -1,4 +1,4 @@
-"""The sentences of the stories about things: for each event, the wordings that tell it (see forms.py)."""
+"""The sentences of the stories about things: for each event, its wordings (see forms.py)."""
 
 THING_FORMS: dict[str, tuple[str, ...]] = {
     # A thing is given away.
@@ -39,7 +39,7 @@ THING_FORMS: dict[str, tuple[str, ...]] = {
         "{A} was glad, for it is good to share.",
         "{A} went home from the {place} with a happy heart.",
         "{A} and {B} were both happy, and it was a good {time}.",
-        "{B} never forgot how kindly {A} had shared.",
+        "{B} thanked {A} with a big smile.",
     ),
     # Two things are swapped.
     "meet_up": (
@@ -139,7 +139,7 @@ THING_FORMS: dict[str, tuple[str, ...]] = {
     ),
     "end_hide": (
         "{A} laughed and thanked {B}.",
-        "{B} promised to ask first next time.",
+        "{B} promised to ask first from then on.",
         "They laughed and had a good {time} together.",
         "It is good to ask before you take a {thing}.",
     ),

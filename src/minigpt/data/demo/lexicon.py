@@ -2,32 +2,27 @@
 
 Every word that fills a slot of a sentence belongs to exactly one class here, and none of them is also a fixed word of a
 sentence form (a test checks both). That is what lets the parser read a text word by word without guessing, and it keeps
-the task small enough for a tiny model: some 300 words in all, each of which becomes one BPE token.
+the task small enough for a tiny model: some 350 words in all, each of which becomes one BPE token.
 No word that may follow "a" starts with a vowel, so "an" is never needed.
 """
 
-GIRLS = (
-    "Anna", "Mia", "Lily", "Emma", "Lucy", "Ella", "Rose", "Ruby", "Zoe", "Nora", "Alice", "Ivy",
-)  # fmt: skip
-BOYS = (
-    "Tom", "Ben", "Sam", "Max", "Leo", "Jack", "Noah", "Finn", "Oscar", "Henry", "Theo", "Felix",
-)  # fmt: skip
+GIRLS = ("Anna", "Mia", "Lily", "Emma", "Ella", "Rose", "Ruby", "Zoe", "Nora", "Ivy")
+BOYS = ("Tom", "Ben", "Sam", "Max", "Leo", "Jack", "Noah", "Finn", "Theo", "Felix")
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 SOUND_OF = {
     "dog": "woof", "cat": "meow", "duck": "quack", "cow": "moo", "sheep": "baa", "pig": "oink",
-    "horse": "neigh", "hen": "cluck", "frog": "croak", "mouse": "squeak", "goose": "honk", "chick": "cheep",
+    "horse": "neigh", "hen": "cluck", "frog": "croak", "mouse": "squeak",
 }  # fmt: skip
-LEGS_OF = {animal: ("two" if animal in ("duck", "hen", "goose", "chick") else "four") for animal in SOUND_OF}
+LEGS_OF = {animal: ("two" if animal in ("duck", "hen") else "four") for animal in SOUND_OF}
 AID_FOR = {  # what helps an animal that feels so
-    "cold": "blanket", "hungry": "sandwich", "thirsty": "drink", "tired": "pillow",
-    "scared": "candle", "wet": "towel", "bored": "game", "dirty": "brush",
+    "cold": "blanket", "hungry": "sandwich", "thirsty": "drink", "tired": "pillow", "wet": "towel", "bored": "game",
 }  # fmt: skip
 USE_OF = {  # what people do with a thing
     "ball": "throw", "kite": "fly", "book": "read", "drum": "beat", "doll": "dress", "hat": "wear", "scarf": "wear",
-    "whistle": "blow", "puzzle": "solve", "bag": "carry", "crown": "wear", "cup": "fill", "coin": "spend",
-    "truck": "push", "boat": "sail", "bell": "shake", "ring": "wear", "robot": "build",
+    "crown": "wear", "ring": "wear", "cup": "fill", "boat": "sail", "bell": "shake", "puzzle": "solve",
+    "robot": "build",
 }  # fmt: skip
 
 # The words of each class. "him" holds the object and the possessive pronouns together because "her" is both.
@@ -39,17 +34,16 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "He": ("She", "He"),
     "him": ("her", "him", "his"),
     "trait": (
-        "kind", "brave", "clever", "gentle", "cheerful", "little", "quiet", "friendly", "funny", "young",
+        "kind", "brave", "clever", "cheerful", "little", "quiet", "funny", "young",
     ),
     "weather": ("sunny", "rainy", "windy", "warm", "bright", "cloudy", "snowy"),
     "time": ("day", "morning", "afternoon", "evening"),
     "colour": (
-        "red", "blue", "green", "yellow", "pink", "white", "black", "purple", "brown", "golden", "silver", "shiny",
+        "red", "blue", "green", "yellow", "pink", "white", "black", "golden", "silver", "shiny",
     ),
     "thing": tuple(USE_OF),
     "place": (
-        "park", "river", "lake", "school", "beach", "zoo", "castle", "pond", "playground", "harbour", "bridge",
-        "fountain",
+        "park", "river", "lake", "school", "beach", "zoo", "castle", "pond", "harbour", "bridge",
     ),
     "home": ("farm", "mill", "barn", "stable", "cottage"),
     "shop": ("market", "shop", "store", "stall"),
@@ -62,7 +56,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "bun": ("buns", "cakes", "cookies", "pies", "rolls"),
     "plate": ("plate", "tray", "dish"),
     "bird": ("birds", "rabbits", "squirrels", "pigeons", "sparrows"),
-    "pet": ("Pip", "Rex", "Coco", "Daisy", "Bruno", "Rusty", "Patch", "Muffin", "Toby", "Misty", "Bingo"),
+    "pet": ("Pip", "Rex", "Coco", "Daisy", "Bruno", "Rusty", "Muffin", "Toby"),
     "animal": tuple(SOUND_OF),
     "sound": tuple(SOUND_OF.values()),
     "Sound": tuple(word.capitalize() for word in SOUND_OF.values()),

@@ -48,7 +48,7 @@ def person_role(slot: str) -> str | None:
 
 
 def gender_of(slot: str, word: str) -> int | None:
-    """0 (she) or 1 (he) for the word in a gendered slot, None for other slots; raises `Inconsistent` for a wrong case."""
+    """0 (she) or 1 (he) for the word in a gendered slot, None for others; raises `Inconsistent` for a wrong case."""
     forms = _PRONOUN_FORMS.get(slot.partition("_")[0])
     if forms is None:
         return None

@@ -1,8 +1,8 @@
 """The plots: which events a kind of story consists of, in which order, and which roles are to be filled.
 
-A plot is a list of steps; a step is a list of alternatives; an alternative is a list of events (the empty one leaves the
-step out). The generator walks a plot with roles filled once; the checker uses only the order of events, and finds out
-for itself who has what and where. `distinct_stories` counts what the tables allow.
+A plot is a list of steps; a step is a list of alternatives; an alternative is a list of events (the empty one leaves
+the step out). The generator walks a plot with roles filled once; the checker uses only the order of events, and finds
+out for itself who has what and where. `distinct_stories` counts what the tables allow.
 """
 
 import math
@@ -28,7 +28,7 @@ class Plot:
 
         Only what the text is sure to show counts: a role if some step that cannot be left out names it in each of its
         wordings, and each step's wordings. Different choices then give different texts, because a sentence belongs to
-        one wording only.
+        one wording of an event only, and no event comes twice in a plot's steps.
         """
         pinned: set[str] = set()
         total = 1
@@ -57,6 +57,7 @@ def one(event: str) -> Alternatives:
 
 DAY = ("weather", "time")
 TEN = len(NUMBERS) - 1  # no count in a story is above ten; none is below two, so that every noun is plural
+FEW = (2, 3, 4)  # what is bought, eaten or given: small steps, so that a small model can learn the sums
 
 PLOTS: tuple[Plot, ...] = (
     Plot(
@@ -94,10 +95,11 @@ PLOTS: tuple[Plot, ...] = (
             one("end_count"),
         ),
         tuple(
-            {"n": n, "m": k - n, "k": k, "j": j, "r": k - j}
-            for k in range(4, TEN + 1)
-            for n in range(2, k - 1)
-            for j in range(2, k - 1)
+            {"n": n, "m": m, "k": n + m, "j": j, "r": n + m - j}
+            for n in range(2, TEN - 1)
+            for m in FEW
+            for j in FEW
+            if n + m <= TEN and n + m - j >= 2
         ),
     ),
     Plot(
@@ -108,7 +110,7 @@ PLOTS: tuple[Plot, ...] = (
             (("remain",), ("ask_remain", "answer_remain")),
             one("sorry"), one("forgive"), one("end_bake"),
         ),
-        tuple({"n": n, "m": m, "k": n - m} for n in range(4, TEN + 1) for m in range(2, n - 1)),
+        tuple({"n": n, "m": m, "k": n - m} for n in range(4, TEN + 1) for m in FEW if n - m >= 2),
     ),
     Plot(
         "pet",
@@ -153,7 +155,7 @@ PLOTS: tuple[Plot, ...] = (
             (("now_at",), ("ask_at", "answer_at")),
             one("end_trip"),
         ),
-        tuple({"n": n, "m": k - n, "k": k} for k in range(4, TEN + 1) for n in range(2, k - 1)),
+        tuple({"n": n, "m": m, "k": n + m} for n in range(2, TEN - 1) for m in FEW if n + m <= TEN),
     ),
 )  # fmt: skip
 

@@ -191,7 +191,8 @@ def animals(w: World, f: Facts) -> None:
     w.part("helper", f.get("animal2"))
     sounds(f, w.said["one in need"], "Sound")
     sounds(f, w.said["helper"], "Sound2")
-    need(f.get("aid") in (None, AID_FOR[w.said["feel"]]), f"a {f.get('aid')} does not help when one is {w.said['feel']}")
+    feel, aid = w.said["feel"], f.get("aid")
+    need(aid in (None, AID_FOR[feel]), f"a {aid} does not help when one is {feel}")
 
 
 def need_help(w: World, f: Facts) -> None:

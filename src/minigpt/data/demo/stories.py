@@ -14,7 +14,7 @@ _WORDINGS = {event: wordings(event) for event in (*FORMS, *ALIASES)}
 def below(seed: int, kind: str, index: int) -> Callable[[int], int]:
     """`draw(n)`, a stream of integers in [0, n) that belongs to this seed, kind and index alone.
 
-    `random.Random` keeps its string seeding and `random()` the same across Python versions, unlike `choice` or `sample`.
+    `random.Random` keeps string seeds and `random()` the same across Python versions, unlike `choice` or `sample`.
     """
     uniform = Random(f"minigpt:{kind}:{seed}:{index}").random
     return lambda n: int(uniform() * n)

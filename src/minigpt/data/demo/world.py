@@ -1,7 +1,7 @@
 """What a story has said so far: the state against which each next sentence is checked.
 
-Everything here is keyed by the words of the text. `World.agree` holds the checks that do not depend on the event (people
-introduced, colours, traits, facts that a story tells once); what each event means is in rules.py.
+Everything here is keyed by the words of the text. `World.agree` holds the checks that do not depend on the event
+(people introduced, colours, traits, facts that a story tells once); what each event means is in rules_*.py.
 """
 
 from collections.abc import Mapping

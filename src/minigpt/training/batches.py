@@ -1,0 +1,27 @@
+"""What one optimizer step trains on."""
+
+from dataclasses import dataclass
+from typing import cast
+
+from minigpt.config import Config
+from minigpt.objectives import Batch, Objective, stack, valid_targets
+
+
+@dataclass
+class StepBatch:
+    """The rows of a step, stacked into micro-batches."""
+
+    rows: list[int]
+    micro_batches: list[Batch]
+    valid: int
+    """Valid targets of the whole step: the loss is divided by this."""
+
+
+def step_batch(objective: Objective, rows: list[int], config: Config) -> StepBatch:
+    """Make the rows with these numbers; with `training.overfit_batches`, those of the first batches in their place."""
+    if config.training.overfit_batches is not None:
+        rows = [row % (config.training.overfit_batches * config.batch_rows) for row in rows]
+    made = [objective.row(row) for row in rows]
+    size = cast(int, config.training.micro_batch)
+    micro_batches = [stack(made[i : i + size]) for i in range(0, len(made), size)]
+    return StepBatch(rows, micro_batches, sum(valid_targets(batch) for batch in micro_batches))

@@ -1,0 +1,85 @@
+"""A run that is killed at any moment and started again ends with the same bytes as one that was left alone."""
+
+import pytest
+
+LAYOUTS = {
+    "background": {},
+    "foreground": {"checkpoint__background": False},
+    "one_row_at_a_time": {"training__micro_batch": 1, "checkpoint__every_steps": 3},
+}
+
+
+def kill_and_resume(kit, chaos, killed, settings, expected, folder, at):
+    chaos.reset(at)
+    try:
+        kit.train(settings, folder)
+    except killed:
+        pass  # else the run was over before that moment: background saving makes their number vary a little
+    label = chaos.moments[at] if at < len(chaos.moments) else "the end"
+    chaos.reset()
+    assert kit.train(settings, folder).exit_status == 0
+    assert kit.outcome(folder) == expected, f"killed at moment {at}: {label}"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("part", range(3))
+def test_killed_at_some_moments(tmp_path, kit, chaos, killed, layout, part):
+    settings = kit.config(**LAYOUTS[layout])
+    expected, moments = kit.measure(chaos, settings, tmp_path)
+    count = len(moments)
+    offset = list(LAYOUTS).index(layout) * 7 + part  # other moments in each of the nine tests
+    for at in range(offset * count // 60, count, count // 3):
+        kill_and_resume(kit, chaos, killed, settings, expected, tmp_path / f"killed-{at}", at)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_killed_at_every_moment(tmp_path, kit, chaos, killed, layout):
+    settings = kit.config(**LAYOUTS[layout])
+    expected, moments = kit.measure(chaos, settings, tmp_path)
+    count = len(moments)
+    for at in range(count):
+        kill_and_resume(kit, chaos, killed, settings, expected, tmp_path / f"killed-{at}", at)
+
+
+def test_killed_again_and_again(tmp_path, kit, chaos, killed):
+    """Each time a little later than the time before, also while it is resuming."""
+    settings = kit.config()
+    kit.train(settings, tmp_path / "whole")
+    kills = 0
+    for at in range(20, 2000, 35):
+        chaos.reset(at)
+        try:
+            kit.train(settings, tmp_path / "run")
+            break
+        except killed:
+            kills += 1
+    assert kills >= 3
+    chaos.reset()
+    kit.train(settings, tmp_path / "run")
+    assert kit.outcome(tmp_path / "run") == kit.outcome(tmp_path / "whole")
+
+
+def test_two_runs_of_one_config(tmp_path, kit):
+    for name in ("a", "b"):
+        kit.train(kit.config(), tmp_path / name)
+    assert kit.outcome(tmp_path / "a") == kit.outcome(tmp_path / "b")
+
+
+def test_another_seed_is_another_run(tmp_path, kit):
+    kit.train(kit.config(), tmp_path / "a")
+    kit.train(kit.config(run__seed=2), tmp_path / "b")
+    assert kit.outcome(tmp_path / "a")["files"] != kit.outcome(tmp_path / "b")["files"]
+    assert kit.metrics(tmp_path / "a")[0]["train/loss"] != kit.metrics(tmp_path / "b")[0]["train/loss"]
+
+
+def test_killed_after_early_stopping_stays_stopped(tmp_path, kit, chaos, killed):
+    """The learning rate is so low that the loss cannot fall: the run ends at its third evaluation."""
+    settings = kit.config(
+        optimizer__lr=1e-12, evaluation__every_steps=1, callbacks__early_stopping={"patience": 2, "min_delta": 0.5}
+    )
+    expected, moments = kit.measure(chaos, settings, tmp_path)
+    count = len(moments)
+    assert expected["last"] == "step-00000003"
+    for at in range(count - 60, count, 6):
+        kill_and_resume(kit, chaos, killed, settings, expected, tmp_path / f"killed-{at}", at)

@@ -1,0 +1,394 @@
+"""The loop itself: the mean over valid targets, precision and loss scaling, hooks, callbacks, what nothing may change."""
+
+import json
+import math
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from minigpt.config import WorkError
+from minigpt.objectives import IGNORED, PretrainObjective
+from minigpt.storage import best_checkpoint, list_checkpoints, load_checkpoint
+from minigpt.training import Callback, callbacks, trainer
+from minigpt.training.precision import LossScaler
+
+PLAIN = {"callbacks": {}, "checkpoint": {"every_steps": None, "best": False}, "model__dropout": 0.0}
+
+
+def losses(kit, folder):
+    return [line["train/loss"] for line in kit.metrics(folder) if "train/loss" in line]
+
+
+class Mask:
+    """Hides some targets: another share in each row, all of them in some rows."""
+
+    def __init__(self, monkeypatch):
+        self.rows = {}
+        make = PretrainObjective.row
+
+        def row(objective, index):
+            made = make(objective, index)
+            made["targets"] = made["targets"].copy()
+            made["targets"][: (index * 7) % 17] = IGNORED
+            self.rows[index] = made
+            return made
+
+        monkeypatch.setattr(PretrainObjective, "row", row)
+        monkeypatch.setattr(
+            PretrainObjective, "training_step",
+            lambda objective, model, batch: (model(batch["ids"], targets=batch["targets"]), -1, {}),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_mean_does_not_depend_on_the_micro_batch(tmp_path, kit, monkeypatch, masked):
+    """fp32 sums in another order differ by rounding only: 1e-6 of the loss, and 1e-4 after Adam's division."""
+    if masked:
+        Mask(monkeypatch)
+    found = {}
+    for micro in (1, 2, 4, 8):
+        changes = {"training": {"max_steps": 4, "batch_tokens": 128, "micro_batch": micro}, **PLAIN}
+        kit.train(kit.config(**changes), tmp_path / str(micro))
+        found[micro] = kit.metrics(tmp_path / str(micro))
+    for micro in (2, 4, 8):
+        for one, other in zip(found[1], found[micro], strict=True):
+            assert one["tokens"] == other["tokens"]
+            assert other.get("train/loss", 0) == pytest.approx(one.get("train/loss", 0), rel=1e-5)
+            assert other.get("train/grad_norm", 0) == pytest.approx(one.get("train/grad_norm", 0), rel=1e-4)
+
+
+def test_the_loss_is_the_mean_over_all_valid_targets(tmp_path, kit, monkeypatch):
+    """Against PyTorch's own cross-entropy over the stacked rows of the first step, and its gradient's norm."""
+    mask = Mask(monkeypatch)
+    seen = {}
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer, step):
+            if step == 1:
+                seen["before"] = {n: t.clone() for n, t in trainer.model.state_dict().items()}
+                seen["model"] = trainer.model
+
+    kit.train(kit.config(training__micro_batch=1, **PLAIN), tmp_path, callbacks=[Look()])
+    model = seen["model"]
+    model.load_state_dict(seen["before"])
+    model.zero_grad()
+    ids = torch.from_numpy(np.stack([mask.rows[i]["ids"] for i in range(4)]))
+    targets = torch.from_numpy(np.stack([mask.rows[i]["targets"] for i in range(4)]))
+    loss = nn.functional.cross_entropy(model(ids).flatten(0, 1), targets.flatten())
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(model.parameters(), 1e9)
+    first = kit.metrics(tmp_path)[0]
+    assert first["tokens"] == int((targets != IGNORED).sum()) < targets.numel()
+    assert first["train/loss"] == pytest.approx(float(loss), rel=1e-6)
+    assert first["train/grad_norm"] == pytest.approx(float(norm), rel=1e-5)
+
+
+def test_clipping_is_that_of_pytorch(tmp_path, kit):
+    """The gradients that the optimizer sees, against clip_grad_norm_ of the unclipped ones of an equal run."""
+    kept = {}
+
+    class Keep(Callback):
+        def __init__(self, name):
+            self.name = name
+
+        def on_before_optimizer_step(self, trainer):
+            parameters = list(trainer.model.parameters())
+            kept.setdefault(self.name, ([p.grad.clone() for p in parameters], parameters))
+
+    for name, clip in (("plain", None), ("clipped", 0.05)):
+        kit.train(kit.config(training__grad_clip=clip, **PLAIN), tmp_path / name, callbacks=[Keep(name)])
+    gradients, parameters = kept["plain"]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient.clone()
+    assert float(nn.utils.clip_grad_norm_(parameters, 0.05)) > 0.05
+    for parameter, clipped in zip(parameters, kept["clipped"][0], strict=True):
+        torch.testing.assert_close(clipped, parameter.grad, rtol=1e-5, atol=1e-9)
+
+
+# ---- fp16's loss scale ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fp16(monkeypatch, kit):
+    """The settings of a run that scales its loss but computes in fp32, as a CPU cannot do fp16 in useful time."""
+    monkeypatch.setattr(trainer, "autocast", lambda precision, device: nullcontext())
+    return lambda **changes: kit.config(**({"training__precision": "fp16", "training__max_steps": 8} | changes))
+
+
+def overflow(monkeypatch, steps):
+    """Make the scaled gradients of these steps overflow (once each), as those of fp16 do."""
+    real = trainer.Trainer._gradient_norm
+    left = list(steps)
+
+    def norm(self):
+        if self.step + 1 in left:
+            left.remove(self.step + 1)
+            return math.inf
+        return real(self)
+
+    monkeypatch.setattr(trainer.Trainer, "_gradient_norm", norm)
+
+
+def scales(kit, folder):
+    return {line["step"]: line["train/loss_scale"] for line in kit.metrics(folder) if "train/loss_scale" in line}
+
+
+def test_the_loss_scale_does_not_change_the_result(tmp_path, kit, fp16):
+    """Multiplying by a power of two and dividing again is exact, so the weights are those of an fp32 run."""
+    kit.train(fp16(training__grad_clip=None), tmp_path / "scaled")
+    kit.train(kit.config(training__max_steps=8, training__grad_clip=None), tmp_path / "plain")
+    assert kit.outcome(tmp_path / "scaled")["files"] == kit.outcome(tmp_path / "plain")["files"]
+
+
+def test_an_overflow_halves_the_scale_and_is_no_bad_step(tmp_path, kit, fp16, monkeypatch):
+    overflow(monkeypatch, [2, 3, 4, 5])
+    kit.train(fp16(training__max_bad_steps=2), tmp_path)
+    first = LossScaler.INITIAL
+    assert scales(kit, tmp_path) == {1: first, 2: first / 2, 3: first / 4, 4: first / 8, **{s: first / 16 for s in (5, 6, 7, 8)}}
+    entries = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in entries] == [2, 3, 4, 5] and all("overflow" in e["reason"] for e in entries)
+    assert kit.metrics(tmp_path)[-2]["train/skipped"] == 4
+
+
+def test_the_scale_grows_after_a_quiet_while(tmp_path, kit, fp16, monkeypatch):
+    monkeypatch.setattr(LossScaler, "GROWTH_INTERVAL", 3)
+    overflow(monkeypatch, [5])
+    kit.train(fp16(), tmp_path)
+    first = LossScaler.INITIAL
+    assert scales(kit, tmp_path) == {1: first, 2: first, 3: 2 * first, 4: 2 * first, 5: first, 6: first, 7: first, 8: 2 * first}
+
+
+def test_at_the_smallest_scale_an_overflow_is_the_models_fault(tmp_path, kit, fp16, monkeypatch):
+    monkeypatch.setattr(LossScaler, "INITIAL", 4.0)
+    overflow(monkeypatch, [3, 4, 5, 6] + [3, 4, 5, 6] * 9)
+    with pytest.raises(WorkError, match="2 bad steps in a row from step 5"):
+        kit.train(fp16(training__max_bad_steps=2, training__max_restores=0), tmp_path)
+
+
+def test_the_scale_is_part_of_the_state(tmp_path, kit, fp16, monkeypatch, chaos, killed):
+    """Killed and resumed, going back to the start included."""
+    monkeypatch.setattr(LossScaler, "GROWTH_INTERVAL", 3)
+    real, nans = trainer.Trainer._gradient_norm, {8, 9, 10, 11}
+
+    def norm(self):
+        spoiled = not nans.isdisjoint(self.journal.rows(self.step + 1, 4))
+        return math.nan if spoiled or self.step == 5 else real(self)
+
+    monkeypatch.setattr(trainer.Trainer, "_gradient_norm", norm)
+    monkeypatch.setattr(LossScaler, "can_shrink", property(lambda self: self.scale > LossScaler.INITIAL))
+    settings = fp16(checkpoint__every_steps=5, checkpoint__best=False, training__max_bad_steps=1)
+    with pytest.raises(WorkError):  # step 6 is bad whatever its rows are
+        kit.train(settings, tmp_path / "hopeless")
+    monkeypatch.setattr(trainer.Trainer, "_gradient_norm", lambda self: math.nan if not nans.isdisjoint(
+        self.journal.rows(self.step + 1, 4)) else real(self))  # fmt: skip
+    expected, moments = kit.measure(chaos, settings, tmp_path)
+    assert '"restored_to": 0' in expected["journal"]
+    assert expected["state"]["trainer"]["scaler"] != {"scale": LossScaler.INITIAL, "good_steps": 0}
+    for at in range(len(moments) // 5, len(moments), len(moments) // 5):
+        chaos.reset(at)
+        with pytest.raises(killed):
+            kit.train(settings, tmp_path / str(at))
+        chaos.reset()
+        kit.train(settings, tmp_path / str(at))
+        assert kit.outcome(tmp_path / str(at)) == expected
+
+
+# ---- what surrounds the loop ---------------------------------------------------------------------------------------
+
+
+def test_nothing_that_looks_at_a_run_changes_it(tmp_path, kit):
+    looks = {
+        "nothing": {"callbacks": {}, "evaluation": {"every_steps": None}, "checkpoint": {"every_steps": None, "best": False}},
+        "samples": {"callbacks": {"sample": {"every_steps": 1, "max_new_tokens": 40, "temperature": 1.5}}},
+        "monitor": {"callbacks": {"monitor": {"every_steps": 1}}, "evaluation": {"every_steps": 1}},
+        "saving": {"checkpoint": {"every_steps": 1, "keep_last": 4, "background": False}, "loggers__every_steps": 3},
+        "patience": {"callbacks": {"early_stopping": {"patience": 1000}}, "evaluation__max_tokens": 16},
+    }  # fmt: skip
+    found = set()
+    for name, changes in looks.items():
+        kit.train(kit.config(**changes), tmp_path / name)
+        found.add(str(kit.outcome(tmp_path / name)["files"]))
+    assert len(found) == 1
+
+
+def test_hooks_come_in_lightnings_order(tmp_path, kit):
+    calls = []
+
+    class Record(Callback):
+        pass
+
+    for name in [name for name in vars(Callback) if name.startswith("on_")]:
+        setattr(Record, name, lambda self, trainer, *rest, name=name: calls.append((name, trainer.step)))
+    settings = kit.config(training__max_steps=2, evaluation__every_steps=1, checkpoint__every_steps=1)
+    kit.train(settings, tmp_path, callbacks=[Record()])
+    step = ["on_train_batch_start", "on_before_optimizer_step", "on_validation_start", "on_validation_end",
+            "on_train_batch_end", "on_save_checkpoint"]  # fmt: skip
+    assert [name for name, _ in calls] == ["on_train_start", *step, *step, "on_train_end"]
+    assert [at for _, at in calls] == [0, 0, 0, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2]
+    calls.clear()
+    kit.train(kit.config(training__max_steps=9, optimizer__lr=1e-3), tmp_path / "new", resume=str(tmp_path),
+              callbacks=[Record()])  # fmt: skip
+    assert calls[:2] == [("on_load_checkpoint", 2), ("on_train_start", 2)]
+
+
+def test_an_error_in_a_callback_ends_the_run_with_its_own_message(tmp_path, kit):
+    seen = []
+
+    class Fail(Callback):
+        def on_train_batch_end(self, trainer, step):
+            if step == 3:
+                raise ZeroDivisionError("my mistake")
+
+        def on_exception(self, trainer, error):
+            seen.append(error)
+
+    with pytest.raises(ZeroDivisionError, match="my mistake"):
+        kit.train(kit.config(), tmp_path / "run", callbacks=[Fail()])
+    assert len(seen) == 1
+    kit.train(kit.config(), tmp_path / "run")
+    kit.train(kit.config(), tmp_path / "whole")
+    assert kit.outcome(tmp_path / "run")["files"] == kit.outcome(tmp_path / "whole")["files"]
+
+
+def test_an_error_in_the_prefetch_thread_ends_the_run(tmp_path, kit, monkeypatch):
+    make = PretrainObjective.row
+
+    def row(self, index):
+        if index == 13:
+            raise OSError("the disk has gone")
+        return make(self, index)
+
+    monkeypatch.setattr(PretrainObjective, "row", row)
+    with pytest.raises(OSError, match="the disk has gone"):
+        kit.train(kit.config(), tmp_path)
+    assert list_checkpoints(tmp_path)
+
+
+def test_a_state_of_ones_own_comes_back(tmp_path, kit):
+    class Count(Callback):
+        def __init__(self):
+            self.steps = 0
+
+        def on_train_batch_end(self, trainer, step):
+            self.steps += 1
+            if step == 4:
+                trainer.signals.request()
+
+        def state_dict(self):
+            return {"steps": self.steps}
+
+        def load_state_dict(self, state):
+            self.steps = state["steps"]
+
+    assert kit.train(kit.config(), tmp_path, callbacks=[Count()]).exit_status == 143
+    second = Count()
+    kit.train(kit.config(), tmp_path, callbacks=[second])
+    assert second.steps == 6
+
+
+def test_early_stopping(tmp_path, kit):
+    """No loss is lower by 9 than the first: with a patience of 2 the third evaluation ends the run."""
+    stop = {"early_stopping": {"patience": 2, "min_delta": 9.0}}
+    result = kit.train(kit.config(evaluation__every_steps=1, callbacks=stop), tmp_path)
+    assert "has not fallen for 2 evaluations" in result.message
+    assert load_checkpoint(list_checkpoints(tmp_path)[-1]).step == 3 and (tmp_path / "model").exists()
+    assert "is finished" in kit.train(kit.config(evaluation__every_steps=1, callbacks=stop), tmp_path).message
+
+
+def test_overfitting_sees_only_its_rows_and_learns_them(tmp_path, kit, monkeypatch):
+    seen = set()
+    make = PretrainObjective.row
+    monkeypatch.setattr(PretrainObjective, "row", lambda self, index: (seen.add(index), make(self, index))[1])
+    settings = kit.config(
+        training={"max_steps": 300, "batch_tokens": 32, "micro_batch": 2, "overfit_batches": 1},
+        evaluation={"every_steps": None}, checkpoint={"every_steps": None}, callbacks={}, model__dropout=0.0,
+    )  # fmt: skip
+    kit.train(settings, tmp_path)
+    assert seen == {0, 1}
+    line = kit.metrics(tmp_path)[-1]
+    assert line["val/loss"] < 0.05  # random text of ten characters: 2.3 if not learnt by heart
+    assert kit.metrics(tmp_path)[0]["train/loss"] > 2
+
+
+def test_checkpoints_every_so_many_minutes(tmp_path, kit, monkeypatch):
+    """Each step takes half a minute of a clock of our own: a checkpoint every two minutes is one every four steps."""
+    clock = {"now": 1000.0}
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: clock["now"])
+
+    class Tick(Callback):
+        def on_train_batch_start(self, trainer, step):
+            clock["now"] += 30
+
+    saved = []
+    monkeypatch.setattr(trainer.Trainer, "save_checkpoint", lambda self: saved.append(self.step))
+    checkpoint = {"every_steps": None, "every_minutes": 2.0, "best": False}
+    kit.train(kit.config(training__max_steps=10, checkpoint=checkpoint), tmp_path, callbacks=[Tick()])
+    assert saved == [4, 8, 10]
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path, kit, monkeypatch):
+    """The validation loss is lowest at step 3 (made so): its checkpoint outlives eight later ones."""
+    real = PretrainObjective.validation_step
+
+    def step(self, model, batch):
+        loss, valid, extra = real(self, model, batch)
+        return loss + 100 * abs(len(evaluated) - 3), valid, extra
+
+    evaluated = []
+
+    class Count(Callback):
+        def on_validation_start(self, trainer):
+            evaluated.append(trainer.step)
+
+    monkeypatch.setattr(PretrainObjective, "validation_step", step)
+    settings = kit.config(
+        training__max_steps=12, evaluation__every_steps=1, checkpoint={"every_steps": 2, "keep_last": 3}
+    )
+    kit.train(settings, tmp_path, callbacks=[Count()])
+    assert [folder.name[-2:] for folder in list_checkpoints(tmp_path)] == ["03", "08", "10", "12"]
+    assert best_checkpoint(tmp_path).name == "step-00000003"
+    assert (tmp_path / "checkpoints" / "best").read_text() == "step-00000003\n"
+
+
+def test_a_failed_background_save_ends_the_run_with_its_message(tmp_path, kit, monkeypatch):
+    from minigpt.storage import fs
+
+    real = fs.write_file
+
+    def write(path, data):
+        if "step-00000004" in str(path) and path.name == "trainer_state.json":
+            raise OSError(28, "No space left on device")
+        real(path, data)
+
+    monkeypatch.setattr(fs, "write_file", write)
+    with pytest.raises(WorkError, match="no space left on device; the previous checkpoint step-00000003 is kept"):
+        kit.train(kit.config(training__max_steps=60), tmp_path)
+    assert load_checkpoint(list_checkpoints(tmp_path)[-1]).step == 3
+    monkeypatch.setattr(fs, "write_file", real)
+    assert kit.train(kit.config(training__max_steps=60), tmp_path).exit_status == 0
+
+
+def test_a_validation_set_without_a_valid_target_is_named(tmp_path, kit, monkeypatch):
+    monkeypatch.setattr(PretrainObjective, "validation_step", lambda self, model, batch: (torch.tensor(0.0), 0, {}))
+    with pytest.raises(WorkError, match="validation set has no valid target"):
+        kit.train(kit.config(), tmp_path)
+
+
+def test_metrics_have_the_names_and_the_units_that_are_documented(tmp_path, kit, monkeypatch):
+    monkeypatch.setattr(trainer, "peak_flops", lambda *a: 1e12)
+    kit.train(kit.config(), tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    first = lines[0]
+    assert {"step", "tokens", "time", "train/loss", "train/lr", "train/grad_norm", "train/skipped",
+            "perf/tokens_per_second", "perf/mfu", "perf/step_ms", "perf/data_wait_ms", "memory/peak_mb"} <= set(first)  # fmt: skip
+    assert [line["tokens"] for line in lines if "train/loss" in line] == [64 * step for step in range(1, 7)]
+    evaluations = [line for line in lines if "val/loss" in line]
+    assert [line["step"] for line in evaluations] == [3, 6]
+    for line in evaluations:  # ASCII characters: one byte a token
+        assert line["val/bpb"] == pytest.approx(line["val/loss"] / math.log(2), rel=1e-12)
+    assert 10 < first["memory/peak_mb"] < 1e5 and first["perf/tokens_per_second"] > 1
+    samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [sample["step"] for sample in samples] == [3, 6] and all(s["text"].startswith("a") for s in samples)
