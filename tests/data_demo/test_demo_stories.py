@@ -2,9 +2,10 @@
 
 The checker replays a story in a world. The oracle below never does: it is told which wordings a story used, matches the
 changed text against them with one word for each role (regular expressions with back references), and checks the few
-facts that follow from others (gender, sums, sounds, aids).
+facts that follow from others (gender, sums, sounds).
 """
 
+import hashlib
 import random
 import re
 import time
@@ -15,7 +16,7 @@ import pytest
 from minigpt.data.demo import GRAMMAR_VERSION, check_story, distinct_stories, stories, story
 from minigpt.data.demo.check import RULES
 from minigpt.data.demo.forms import ALIASES, FORMS, SLOT, slot_class, wordings
-from minigpt.data.demo.lexicon import AID_FOR, BOYS, CLASS_OF, CLASSES, GIRLS, NUMBERS, SOUND_OF
+from minigpt.data.demo.lexicon import BOYS, CLASS_OF, CLASSES, GIRLS, NUMBERS, SOUND_OF
 from minigpt.data.demo.parser import compile_forms, split_sentences
 from minigpt.data.demo.plots import PLOTS, TALKS, Plot, one
 from minigpt.data.demo.stories import below, tell
@@ -67,23 +68,18 @@ def oracle(templates: list[str], text: str) -> bool:
 def follows(words: dict[str, str]) -> bool:
     """The facts that follow from others."""
     for role, suffix in (("A", ""), ("B", "_B")):
-        female = {"he": "she", "He": "She", "him": "her", "his": "her", "child": "girl", "sibling": "sister"}
-        male = {"he": "he", "He": "He", "him": "him", "his": "his", "child": "boy", "sibling": "brother"}
+        female = {"he": "she", "He": "She", "him": "her", "his": "her", "child": "girl"}
+        male = {"he": "he", "He": "He", "him": "him", "his": "his", "child": "boy"}
         right = female if words.get(role) in GIRLS else male
         if any(words.get(slot + suffix, right[slot]) != right[slot] for slot in right):
             return False
-    for slots in (("A", "B", "C"), ("thing", "thing2"), ("animal", "animal2"), ("place", "place2")):
+    for slots in (("A", "B"), ("place", "place2")):
         used = [words[slot] for slot in slots if slot in words]
         if len(set(used)) < len(used):
             return False
-    if ("spot" in words and (words.get("prep2"), words.get("spot2")) == (words["prep"], words["spot"])) or (
-        "room" in words and (words.get("prep2"), words.get("room2")) == (words["prep"], words["room"])
-    ):
+    if "spot2" in words and (words["prep2"], words["spot2"]) == (words["prep"], words["spot"]):
         return False
-    for slot, animal in (("sound", "animal"), ("Sound", "animal"), ("Sound2", "animal2")):
-        if slot in words and words[slot].lower() != SOUND_OF[words[animal]]:
-            return False
-    if "aid" in words and words["aid"] != AID_FOR[words["feel"]]:
+    if any(slot in words and words[slot].lower() != SOUND_OF[words["animal"]] for slot in ("sound", "Sound")):
         return False
     number = {slot: NUMBERS.index(word) for slot, word in words.items() if slot in "nmkjr"}
     if any(value < 2 for value in number.values()):
@@ -91,8 +87,6 @@ def follows(words: dict[str, str]) -> bool:
     if "j" in number:  # counting: n bought m more, makes k; j given away, r left
         total = number["n"] + number["m"]
         return total == number.get("k", total) and number["j"] + number.get("r", total - number["j"]) == total
-    if "bun" in words:
-        return number["n"] - number["m"] == number["k"]
     return "k" not in number or number["n"] + number["m"] == number["k"]
 
 
@@ -103,18 +97,21 @@ def test_version_and_vocabulary() -> None:
         word for forms in FORMS.values() for form in forms for word in re.findall("[A-Za-z]+", SLOT.sub("", form))
     }
     assert not literals & set(CLASS_OF), "a fixed word of a form is also a word of a class"
+    shown = {slot_class(slot) for forms in FORMS.values() for form in forms for slot in SLOT.findall(form)}
+    assert shown - {"his"} == set(CLASSES), "a class that no sentence shows"  # "his" is in the class of "him"
     names = (*GIRLS, *BOYS, *CLASSES["pet"])
     assert not [(a, b) for a in names for b in names if a != b and a.lower() in b.lower()]
     assert not set(GIRLS) & set(BOYS)
     after_a = [word for name in ("trait", "weather", "colour", "animal", "thing", "aid") for word in CLASSES[name]]
     assert not [word for word in after_a if word[0] in "aeiou"], "would need 'an'"
     used = {word for text in stories(0, 5000) for word in re.findall("[A-Za-z]+", text)}
-    assert 200 <= len({word.lower() for word in used}) <= 360
+    assert 200 <= len({word.lower() for word in used}) <= 260
 
 
 def test_every_event_has_a_rule_and_is_used() -> None:
     used = {event for plot in (*PLOTS, *TALKS) for step in plot.steps for events in step for event in events}
     assert {ALIASES.get(event, (event, {}))[0] for event in used} == set(FORMS) == set(RULES)
+    assert set(ALIASES) <= used
 
 
 def test_no_sentence_can_be_read_in_two_ways_at_one_place() -> None:
@@ -147,20 +144,42 @@ def test_form_of_stories() -> None:
     texts = list(stories(2, 3000))
     assert not any("\n" in text or "  " in text or "{" in text for text in texts)
     lengths = [len(text.split()) for text in texts]
-    assert min(lengths) >= 40 and max(lengths) <= 95 and 55 <= sum(lengths) / len(lengths) <= 75
-    assert {len(split_sentences(text)) for text in texts} == {6, 7, 8, 9}
+    assert min(lengths) >= 45 and max(lengths) <= 80 and 55 <= sum(lengths) / len(lengths) <= 75
+    assert {len(split_sentences(text)) for text in texts} == {6, 7, 8}
+
+
+def test_the_grammar_is_frozen() -> None:
+    """A published contract, not a property: what the demo reports is about these very stories of grammar version 1.
+
+    Whoever changes one byte of them makes a new `GRAMMAR_VERSION`, and a new hash here.
+    """
+    first = "\n".join(stories(0, 100)).encode()
+    assert (GRAMMAR_VERSION, hashlib.sha256(first).hexdigest()) == (
+        1,
+        "6fba1cc62f64b377d970091e207e48002096bf1ebebd67fa46932a04e8f982d2",
+    )
 
 
 def test_more_than_a_thousand_million_stories() -> None:
-    assert distinct_stories() > 10**9
-    assert all(plot.count() > 10**9 for plot in PLOTS), "so that hardly any sampled story was in the training text"
+    """So many that hardly any story that a model tells was in the text it was trained on."""
+    bounds = {plot.name: plot.count() for plot in PLOTS}
+    assert bounds == {
+        "give": 4_290_048_000,
+        "lose": 257_402_880_000,
+        "count": 6_128_640_000,
+        "pet": 774_144_000,
+        "trip": 17_418_240_000,
+    }
+    assert distinct_stories() == sum(bounds.values()) == 286_013_952_000 > 10**9
     assert len(set(stories(3, 20_000))) >= 19_999
 
 
 @pytest.mark.parametrize(
     "plot",
     [
-        Plot("tiny", ("animal", "feel", "weather", "time"), (one("need"), one("cry"))),
+        Plot("tiny", ("pet", "place", "weather", "time"), (one("run"),)),
+        Plot("found", ("pet", "place", "prep", "spot"), (one("ask_pet"), ((), ("answer_pet",)))),
+        Plot("ends", ("A", "animal", "pet"), (one("end_pet"), ((), ("safe",)))),
         Plot("optional", ("animal", "pet"), (((), ("bark",)), (("ask_sound",), ("ask_sound", "answer_sound")))),
         Plot(
             "sums", ("place", "bird", "animal"), (one("see"), ((), ("ask_legs",))), tuple({"n": n} for n in (2, 3, 5))
@@ -234,7 +253,7 @@ def test_consistent_renaming_is_accepted() -> None:
 
 
 def test_sentences_removed_moved_or_repeated() -> None:
-    optional = {"thank", "seek", "wonder", "bark"}
+    optional = {"thank", "bark"}
     for index in range(400):
         _, pairs = told(index)
         sentences = [sentence for _, sentence in pairs]
@@ -257,7 +276,7 @@ def test_sentences_of_other_stories_are_rejected() -> None:
         text, other = split_sentences(story(14, index)), split_sentences(story(15, index))
         text[generator.randrange(1, len(text))] = generator.choice(other)
         survived += check_story(" ".join(text)) is None
-    assert survived <= 30  # endings such as "It is good to tell the truth." say nothing of their own story
+    assert survived <= 30  # "Food tastes best when it is shared." and a thank you say little of their own story
 
 
 def test_garbage_never_passes_and_never_raises() -> None:

@@ -112,7 +112,13 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def kit() -> SimpleNamespace:
     return SimpleNamespace(
-        config=config, text=text, train=train_quietly, outcome=outcome, metrics=metrics, Console=Console, measure=measure
+        config=config,
+        text=text,
+        train=train_quietly,
+        outcome=outcome,
+        metrics=metrics,
+        measure=measure,
+        Console=Console,
     )
 
 

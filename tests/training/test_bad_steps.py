@@ -1,4 +1,4 @@
-"""A step whose loss or gradient is not finite changes nothing but the journal; too many in a row are undone for good."""
+"""A step whose loss or gradient is not finite changes nothing but the journal; too many in a row are undone."""
 
 import json
 import math
@@ -187,7 +187,12 @@ def test_stopped_amid_bad_steps(tmp_path, kit, poison):
                 trainer.signals.request()
                 trainer.signals.check()
 
-    for stops in ([(3, "after")], [(4, "after"), (5, "after"), (6, "after")], [(5, "before"), (6, "before")], [(6, "after")]):
+    for stops in (
+        [(3, "after")],
+        [(4, "after"), (5, "after"), (6, "after")],
+        [(5, "before"), (6, "before")],
+        [(6, "after")],
+    ):
         folder = tmp_path / str(stops)
         for stop in stops:
             assert kit.train(settings, folder, callbacks=[Stop(*stop)]).exit_status == 143
@@ -254,5 +259,3 @@ def test_a_damaged_journal_is_named(tmp_path, kit, line):
     with pytest.raises(WorkError, match=r"skipped\.jsonl is damaged in line 1"):
         kit.train(kit.config(training__max_steps=2), tmp_path)
     assert (tmp_path / "skipped.jsonl").read_text() == line
-
-

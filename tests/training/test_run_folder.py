@@ -1,4 +1,4 @@
-"""What `--resume` does with a folder: fresh, go on, finished, refused; and what becomes of damaged or foreign things."""
+"""What `--resume` does with a folder: fresh, go on, finished, refused; what becomes of damaged or foreign things."""
 
 import json
 import shutil
@@ -113,7 +113,7 @@ def test_the_same_text_elsewhere_goes_on_but_another_text_is_refused(tmp_path, k
     run = tmp_path / "run"
     kit.train(kit.config(data__train=str(tmp_path / "a.txt")), run, callbacks=[StopAt(5)])
     before = content(run)
-    with pytest.raises(RequestError, match=r"text of data\.train or data\.val is not what the run in .* was trained on"):
+    with pytest.raises(RequestError, match=r"text of data\.train or data\.val is not what the run in .* was"):
         kit.train(kit.config(data__train=str(tmp_path / "c.txt")), run)
     assert content(run) == before
     assert kit.train(kit.config(data__train=str(tmp_path / "b.txt")), run).exit_status == 0
@@ -207,7 +207,7 @@ def test_a_locked_folder_is_refused_at_once(kit, stopped):
 
 def test_a_file_in_the_place_of_the_folder(tmp_path, kit):
     (tmp_path / "run").write_text("precious")
-    with pytest.raises(RequestError, match="run folder .* cannot be used"):
+    with pytest.raises(RequestError, match=r"run folder .* cannot be used"):
         kit.train(kit.config(), tmp_path / "run")
     assert (tmp_path / "run").read_text() == "precious"
 
@@ -236,6 +236,23 @@ def test_a_tokenizer_left_by_a_start_that_failed_is_not_taken_over(tmp_path, kit
     assert kit.outcome(tmp_path / "run") == kit.outcome(tmp_path / "clean")
     for name in ("tokenizer.json",):
         assert (tmp_path / "run/tokenizer" / name).read_bytes() == (tmp_path / "clean/tokenizer" / name).read_bytes()
+
+
+def test_killed_before_the_first_checkpoint_it_starts_over_with_the_text_as_it_is_by_now(tmp_path, kit, chaos, killed):
+    (tmp_path / "a.txt").write_text(kit.text())
+    settings = kit.config(data__train=str(tmp_path / "a.txt"))
+    kit.train(settings, tmp_path / "warm")
+    chaos.reset()
+    kit.train(settings, tmp_path / "again")
+    chaos.reset(chaos.moments.index("after log"))
+    with pytest.raises(killed):
+        kit.train(settings, tmp_path / "run")
+    chaos.reset()
+    (tmp_path / "a.txt").write_text(kit.text().replace("b", "z"))  # as many characters, but others
+    kit.train(settings, tmp_path / "run")
+    kit.train(settings, tmp_path / "fresh")
+    assert kit.outcome(tmp_path / "run") == kit.outcome(tmp_path / "fresh")
+    assert content(tmp_path / "run" / "tokenizer") == content(tmp_path / "fresh" / "tokenizer")
 
 
 FILES = ("MANIFEST.json", "config.json", "model.safetensors", "optimizer.safetensors", "tokenizer.json",

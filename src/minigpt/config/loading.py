@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from minigpt.config.errors import RequestError
 from minigpt.config.tree import Config, fields, ineffective
-from minigpt.config.yaml import dump_yaml, parse_yaml
+from minigpt.config.yaml import dump_yaml, parse_json, parse_yaml
 
 LENGTHS = ("training.max_steps", "training.max_tokens", "training.epochs")
 
@@ -147,7 +147,7 @@ def _read(source: str) -> tuple[dict[str, Any], dict[str, Any], str | None]:
         raise RequestError(f"config {source} is not UTF-8 text: give a YAML or JSON file") from None
     except OSError as error:
         raise RequestError(f"config {source} cannot be read: {error.strerror}") from None
-    tree = parse_yaml(text, f"config {source}")
+    tree = (parse_json if path.suffix == ".json" else parse_yaml)(text, f"config {source}")
     if not isinstance(tree, dict):
         raise RequestError(f"config {source} holds no settings: it must be a mapping such as 'model: {{n_layer: 4}}'")
     return {}, tree, path.stem if path.stem != "config" else path.resolve().parent.name
@@ -225,8 +225,9 @@ def _unknown(key: str, value: Any) -> str:
     if key.startswith(("data.train.", "data.val.")):
         known = [f"{key.rpartition('.')[0]}.{name}" for name in _source_fields()]
     leaf = key.rpartition(".")[2]
-    close = difflib.get_close_matches(key, known, 1, 0.75)
-    if not close:  # right name in the wrong section, or no section at all
+    elsewhere = [name for name in known if name.rpartition(".")[2] == leaf]  # the right name in the wrong section
+    close = difflib.get_close_matches(key, elsewhere or known, 1, 0 if elsewhere else 0.75)
+    if not close:  # a name that is nearly right in the wrong section, or in none
         leaves = {k.rpartition(".")[2]: k for k in reversed(known)}
         close = [leaves[name] for name in difflib.get_close_matches(leaf, list(leaves), 1, 0.6)]
     close = close or difflib.get_close_matches(key, known, 1, 0)

@@ -104,6 +104,11 @@ def ineffective(config: Config) -> dict[str, str]:
          "callbacks.early_stopping.min_delta")  # fmt: skip
     rule(config.training.overfit_batches is not None, "training.overfit_batches validates on its own batches",
          "data.val", "evaluation.max_tokens")  # fmt: skip
+    rule(data.val is None and data.val_fraction == 0 and config.training.overfit_batches is None,
+         "data.val_fraction=0 leaves no validation text", "evaluation.every_steps", "evaluation.max_tokens",
+         "callbacks.early_stopping.patience", "callbacks.early_stopping.min_delta")  # fmt: skip
+    rule(config.evaluation.every_steps is None, "evaluation.every_steps=null evaluates at the end only",
+         "callbacks.early_stopping.patience", "callbacks.early_stopping.min_delta")  # fmt: skip
     rule(model.init_from is not None, "model.init_from gives the initial weights", "model.init_std")
     return off
 

@@ -1,5 +1,9 @@
-"""YAML as people mean it: `1e-3` is a number, only true and false are booleans, a key given twice is an error."""
+"""YAML as people mean it: `1e-3` is a number, only true and false are booleans, a key given twice is an error.
 
+JSON has a reader of its own: tabs between values and pairs of surrogate escapes are legal in it, but not in YAML.
+"""
+
+import json
 import re
 from typing import Any
 
@@ -41,7 +45,7 @@ _Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(no
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """The value of a YAML (or JSON) text. Raises RequestError that names `where` and the line."""
+    """The value of a YAML text. Raises RequestError that names `where` and the line."""
     try:
         return yaml.load(text, Loader=_Loader)  # a subclass of SafeLoader: builds plain values only
     except yaml.YAMLError as error:
@@ -49,6 +53,21 @@ def parse_yaml(text: str, where: str) -> Any:
         line = f", line {mark.line + 1}" if mark is not None and "\n" in text.strip() else ""
         problem = getattr(error, "problem", None) or str(error).split("\n")[0]
         raise RequestError(f"{where}{line} is not valid YAML: {problem}") from None
+
+
+def parse_json(text: str, where: str) -> Any:
+    """The value of a JSON text. Raises RequestError that names `where` and the line."""
+
+    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        for i, (key, _) in enumerate(pairs):
+            if key in [earlier for earlier, _ in pairs[:i]]:
+                raise RequestError(f"{where} is not valid: the key {key!r} stands there twice")
+        return dict(pairs)
+
+    try:
+        return json.loads(text, object_pairs_hook=mapping)
+    except json.JSONDecodeError as error:
+        raise RequestError(f"{where}, line {error.lineno} is not valid JSON: {error.msg}") from None
 
 
 def dump_yaml(value: Any) -> str:

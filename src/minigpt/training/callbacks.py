@@ -16,6 +16,7 @@ from minigpt.config import (
     EarlyStoppingConfig,
     GenerationConfig,
     MonitorConfig,
+    RequestError,
     SampleConfig,
 )
 from minigpt.inference import generate
@@ -98,6 +99,10 @@ class Samples(Callback):
 
     def __init__(self, config: SampleConfig, tokenizer: Tokenizer, seed: int) -> None:
         self.config, self.tokenizer, self.seed = config, tokenizer, seed
+        try:
+            self._prompt = [] if config.every_steps is None else tokenizer.encode(config.prompt)
+        except RequestError as error:  # now, and not when the first sample is due
+            raise RequestError(f"callbacks.sample.prompt={config.prompt!r} cannot be encoded: {error}") from error
 
     def on_train_batch_end(self, trainer: "Trainer", step: int) -> None:
         """Draw a sample if it is time."""
@@ -106,12 +111,11 @@ class Samples(Callback):
         settings = GenerationConfig(
             max_new_tokens=self.config.max_new_tokens, temperature=self.config.temperature, seed=self.seed
         )
-        prompt = self.tokenizer.encode(self.config.prompt)
         with trainer.autocast():
             drawn = generate(
                 trainer.model,
                 self.tokenizer,
-                [prompt],
+                [self._prompt],
                 settings,
                 should_stop=lambda: trainer.signals.received is not None,
             )

@@ -28,6 +28,7 @@ from minigpt.training.signals import StopRequested, StopSignals
 
 STORIES = 200  # judged of each model: enough for a share with a standard error of about 2 points
 LONGEST = 160  # tokens; no story of the grammar is as long
+TEMPERATURES = (0.3, 1.0)  # the first is for show: many names and things are equally likely, so it stays varied
 SHOWN = 3
 SEED = 1
 
@@ -53,10 +54,12 @@ def judge(told: list[str], known: set[str]) -> Judgement:
     return Judgement(told, consistent, sum(text not in known for text in consistent))
 
 
-def model_stories(loaded: LoadedModel, count: int, should_stop: Callable[[], bool]) -> list[str]:
-    """Stories that the model tells, each from nothing, at temperature 1."""
+def model_stories(
+    loaded: LoadedModel, count: int, temperature: float, should_stop: Callable[[], bool] = lambda: False
+) -> list[str]:
+    """Stories that the model tells, each from nothing."""
     assert loaded.tokenizer is not None
-    settings = GenerationConfig(max_new_tokens=LONGEST, num_samples=count, seed=SEED)
+    settings = GenerationConfig(max_new_tokens=LONGEST, num_samples=count, seed=SEED, temperature=temperature)
     drawn = generate(loaded.model, loaded.tokenizer, [[]], settings, should_stop=should_stop)
     return [one.text.strip() for one in drawn]
 
@@ -109,10 +112,13 @@ def _report(console: Console, config: Config, run_dir: Path, signals: StopSignal
     parts = assemble(config, tokenizer=loaded.tokenizer)
     source = (config.data.train or [])[0]
     known = set(stories(seed=source.seed or 0, count=source.documents or 0))
-    told = model_stories(loaded, STORIES, lambda: signals.received is not None)
-    signals.check()
-    trained = judge(told, known)
-    bigram = judge(bigram_stories(parts.data.train, loaded, STORIES), known)
+    judged = {}
+    for temperature in TEMPERATURES:
+        told = model_stories(loaded, STORIES, temperature, lambda: signals.received is not None)
+        signals.check()
+        judged[f"this GPT, temperature {temperature}"] = judge(told, known)
+    trained = next(iter(judged.values()))
+    judged["bigram baseline"] = judge(bigram_stories(parts.data.train, loaded, STORIES), known)
     for story in trained.told[:SHOWN]:
         wrong = check_story(story)
         title = "consistent" if wrong is None else f"not consistent: {wrong}"
@@ -121,7 +127,7 @@ def _report(console: Console, config: Config, run_dir: Path, signals: StopSignal
     table.add_column("model")
     table.add_column("consistent", justify="right")
     table.add_column("of these not in the training text", justify="right")
-    for name, found in (("this GPT", trained), ("bigram baseline", bigram)):
+    for name, found in judged.items():
         table.add_row(name, f"{found.share:.1%}", f"{found.novel} of {len(found.consistent)}")
     console.print(table)
     console.print(f"{duration(time.monotonic() - began)} in all. What you can do next:")

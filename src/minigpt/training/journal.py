@@ -32,7 +32,7 @@ class RowJournal:
             for number, line in enumerate(path.read_text("utf-8", errors="replace").splitlines(), 1):
                 entry = _entry(line)
                 if entry is None:
-                    raise WorkError(f"{path} is damaged in line {number}, so the rows to leave out are not known: mend it")
+                    raise WorkError(f"{path} is damaged in line {number}: without it the rows to leave out are unknown")
                 (self._restorations if "restored_to" in entry else self._skips).append(entry)
         self._excluded = self._all_excluded()
 

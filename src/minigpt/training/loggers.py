@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any, Protocol
 
+from minigpt.config import WorkError
+
 Metrics = dict[str, Any]
 
 
@@ -34,7 +36,8 @@ class JsonlLogger:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = open(path, "ab")  # noqa: SIM115 (open as long as the run is)
+        # Open as long as the run is; without a buffer, which would hold what a full disk refused and fail once more.
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115
 
     @property
     def position(self) -> int:
@@ -47,13 +50,20 @@ class JsonlLogger:
         self._file.seek(0, os.SEEK_END)
 
     def sync(self) -> None:
-        """Wait until what was logged is on the disk."""
-        os.fsync(self._file.fileno())
+        """Wait until what was logged is on the disk. Raises WorkError if the disk refuses."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise WorkError(f"could not write {self.path}: {error.strerror}") from error
 
     def log(self, metrics: Metrics) -> None:
-        """Append one line."""
-        self._file.write((json.dumps({k: _json(v) for k, v in metrics.items()}, ensure_ascii=False) + "\n").encode())
-        self._file.flush()
+        """Append one line. Raises WorkError if the disk refuses."""
+        data = (json.dumps({k: _json(v) for k, v in metrics.items()}, ensure_ascii=False) + "\n").encode()
+        try:
+            while data:  # a disk that is nearly full takes a part at first
+                data = data[self._file.write(data) :]
+        except OSError as error:
+            raise WorkError(f"could not write {self.path}: {error.strerror}; the last checkpoint is kept") from error
 
     def sample(self, step: int, text: str) -> None:
         """Samples have a file of their own."""

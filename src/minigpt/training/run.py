@@ -13,6 +13,7 @@ from minigpt.storage import (
     Checkpoint,
     atomic_folder,
     clean_run,
+    list_checkpoints,
     load_checkpoint,
     lock_folder,
     newest_good,
@@ -104,7 +105,9 @@ def _train_locked(
             f"run folder {run_dir} has checkpoints but no config.yaml: put it back or choose another --run-dir"
         )
     origin = None if resume in ("auto", "never") else _load_origin(Path(resume))
-    tokenizer = _own_tokenizer(run_dir, saved, origin)
+    # Killed before its first checkpoint, a run starts over, with the tokenizer of the text as it is by now.
+    begun = saved is not None and (bool(list_checkpoints(run_dir)) or (run_dir / "model").exists())
+    tokenizer = _own_tokenizer(run_dir, begun, origin)
     parts = assemble(config, saved=saved, tokenizer=tokenizer, on_progress=_progress(console, signals))
     if saved is not None:
         refuse_changes(run_dir, saved, parts.config)
@@ -114,11 +117,12 @@ def _train_locked(
     if origin is not None:
         _refuse_other_network(origin, parts)
     trainer = _make_trainer(parts, run_dir, callbacks, loggers, console, signals)
-    if saved is None:
-        if origin is not None:
-            _adopt(run_dir, origin, trainer)
+    if saved is None and origin is not None:
+        _adopt(run_dir, origin, trainer)
+    if not begun:
         with atomic_folder(run_dir / "tokenizer", replace=True) as folder:  # a start that was killed may have left one
             parts.tokenizer.save(folder)
+    if saved is None:
         write_config(run_dir, parts.config)  # last: with it the folder holds a run
     checkpoint = newest_on_path(run_dir, trainer.journal, console.message)
     if checkpoint is not None:
@@ -167,9 +171,9 @@ def _used(run_dir: Path) -> bool:
     return run_dir.exists() and any(path.name not in RESERVED for path in run_dir.iterdir())
 
 
-def _own_tokenizer(run_dir: Path, saved: Config | None, origin: Checkpoint | None) -> Tokenizer | None:
+def _own_tokenizer(run_dir: Path, begun: bool, origin: Checkpoint | None) -> Tokenizer | None:
     """The tokenizer that the run (or the checkpoint that it starts from) already has."""
-    if saved is not None and (run_dir / "tokenizer").exists():
+    if begun and (run_dir / "tokenizer").exists():
         verify_folder(run_dir / "tokenizer")
         return load_tokenizer(run_dir / "tokenizer")
     if origin is not None and origin.tokenizer_path is not None:

@@ -93,10 +93,9 @@ class Trainer:
 
     def _reset(self) -> None:
         """State of a run that has not made a step."""
-        config = self.config
-        groups = self.objective.parameter_groups(self.model, config.optimizer.weight_decay)
-        self.optimizer = make_optimizer(groups, config.optimizer)
-        self.scaler = LossScaler(enabled=config.training.precision == "fp16")
+        groups = self.objective.parameter_groups(self.model, self.config.optimizer.weight_decay)
+        self.optimizer = make_optimizer(groups, self.config.optimizer)
+        self.scaler = LossScaler(enabled=self.config.training.precision == "fp16")
         self.step = self.tokens = self.skipped = self.bad_streak = self.first_bad = 0
         self.best_loss = math.inf
         self.stop_reason: str | None = None
@@ -160,8 +159,7 @@ class Trainer:
 
     def _make_batch(self, step: int) -> StepBatch:
         """Rows of a step, in micro-batches; runs ahead in a thread of its own."""
-        rows = self.journal.rows(step, self.config.batch_rows)
-        return step_batch(self.objective, rows, self.config)
+        return step_batch(self.objective, self.journal.rows(step, self.config.batch_rows), self.config)
 
     def _train_step(self, step: int, batch: StepBatch) -> Metrics:
         """One optimizer step: accumulate the gradients of the micro-batches, clip, update. Returns its metrics."""
@@ -190,9 +188,9 @@ class Trainer:
             self.bad_streak = 0
         else:
             self._bad_step(step, batch, loss, norm)
-        metrics: Metrics = {"train/loss": loss, "train/lr": lr, "train/grad_norm": norm}
         restorations, undone = self.journal.undone(step)
-        metrics |= {"train/skipped": self.skipped + undone}
+        metrics: Metrics = {"train/loss": loss, "train/lr": lr, "train/grad_norm": norm}
+        metrics["train/skipped"] = self.skipped + undone
         if self.scaler.enabled:
             metrics["train/loss_scale"] = self.scaler.scale
         if restorations:
@@ -263,11 +261,12 @@ class Trainer:
                 loss_sum, valid, extra = self.objective.validation_step(self.network, self._to_device(batch))
             nats, tokens, size = nats + float(loss_sum), tokens + valid, size + extra.get("bytes", 0.0)
         self.network.train()
+        if not tokens:
+            raise WorkError("the validation set has no valid target: every one is masked")
         metrics: Metrics = {"val/loss": nats / tokens}
         if size:
             metrics["val/bpb"] = nats / math.log(2) / size
-        if metrics["val/loss"] < self.best_loss:
-            self.best_loss = metrics["val/loss"]
+        self.best_loss = min(self.best_loss, metrics["val/loss"])  # as it was if the new one is NaN
         self.validation = (self.step, metrics["val/loss"])
         self.log(metrics)
         self._hook("on_validation_end", metrics)

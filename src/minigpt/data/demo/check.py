@@ -123,7 +123,7 @@ def resolve(reading: Reading, words: Sequence[str], subject: str | None) -> Mapp
             raise Inconsistent(f"it says both {facts[slot]!r} and {word!r}")
         if gender is None or role is None:
             continue
-        if role not in facts and not slot.startswith(("child", "sibling")):  # after those the name follows
+        if role not in facts and slot != "child":  # after that the name follows
             if subject is None:
                 raise Inconsistent(f"nobody has been named whom {word!r} could mean")
             facts[role] = subject

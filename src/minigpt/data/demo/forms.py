@@ -1,7 +1,7 @@
 """The sentences of stories and dialogues: for each event, the wordings that tell it.
 
-A slot in braces stands for one word. Its class (lexicon.py) is its name without a trailing digit or `_B`; `A`, `B` and
-`C` are people, single small letters and `legs` are numbers. `{he}` and its like stand for A, `{he_B}` for B; they agree
+A slot in braces stands for one word. Its class (lexicon.py) is its name without a trailing digit or `_B`; `A` and
+`B` are people, single small letters and `legs` are numbers. `{he}` and its like stand for A, `{he_B}` for B; they agree
 with that person's gender. A pronoun whose person is not named earlier in its sentence refers to the subject of the
 sentence before.
 """
@@ -17,7 +17,7 @@ SLOT = re.compile(r"\{(\w+)\}")
 
 def slot_class(slot: str) -> str:
     """The word class of a slot: `thing2` is a thing, `A` a name, `he_B` a he, `k` a number."""
-    if slot in ("A", "B", "C"):
+    if slot in ("A", "B"):
         return "name"
     return "number" if len(slot) == 1 or slot == "legs" else re.sub(r"\d$|_B$", "", slot)
 
@@ -26,10 +26,6 @@ FORMS: dict[str, tuple[str, ...]] = {**THING_FORMS, **OTHER_FORMS, **DIALOGUE_FO
 
 # The same sentence told of someone else: an event's name in a plot, the event, and the slots put in place of its own.
 ALIASES: dict[str, tuple[str, dict[str, str]]] = {
-    "ask_giver2": ("ask_giver", {"colour": "colour2", "thing": "thing2", "B": "C"}),
-    "answer_giver2": ("answer_giver", {"thing": "thing2", "B": "C"}),
-    "ask_left2": ("ask_left", {"A": "B"}),
-    "answer_left2": ("answer_left", {"A": "B", "He": "He_B", "r": "j"}),
     "has2": ("has", {"A": "B", "colour": "colour2", "thing": "thing2"}),
     "ask_has2": ("ask_has", {"A": "B", "colour": "colour2", "thing": "thing2"}),
     "answer_has2": ("answer_has", {"A": "B", "colour": "colour2", "thing": "thing2"}),

@@ -2,7 +2,7 @@
 
 Every word that fills a slot of a sentence belongs to exactly one class here, and none of them is also a fixed word of a
 sentence form (a test checks both). That is what lets the parser read a text word by word without guessing, and it keeps
-the task small enough for a tiny model: some 350 words in all, each of which becomes one BPE token.
+the task small enough for a tiny model: some 300 words in all, each of which becomes one BPE token.
 No word that may follow "a" starts with a vowel, so "an" is never needed.
 """
 
@@ -29,7 +29,6 @@ USE_OF = {  # what people do with a thing
 CLASSES: dict[str, tuple[str, ...]] = {
     "name": GIRLS + BOYS,
     "child": ("girl", "boy"),
-    "sibling": ("sister", "brother"),
     "he": ("she", "he"),
     "He": ("She", "He"),
     "him": ("her", "him", "his"),
@@ -45,7 +44,6 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "place": (
         "park", "river", "lake", "school", "beach", "zoo", "castle", "pond", "harbour", "bridge",
     ),
-    "home": ("farm", "mill", "barn", "stable", "cottage"),
     "shop": ("market", "shop", "store", "stall"),
     "prep": ("under", "behind", "beside"),
     "spot": ("bench", "tree", "bush", "cart", "stairs", "hedge"),
@@ -53,8 +51,6 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "number": NUMBERS,
     "food": ("apples", "pears", "plums", "nuts", "eggs", "carrots"),
     "box": ("basket", "box", "bowl", "bucket"),
-    "bun": ("buns", "cakes", "cookies", "pies", "rolls"),
-    "plate": ("plate", "tray", "dish"),
     "bird": ("birds", "rabbits", "squirrels", "pigeons", "sparrows"),
     "pet": ("Pip", "Rex", "Coco", "Daisy", "Bruno", "Rusty", "Muffin", "Toby"),
     "animal": tuple(SOUND_OF),
@@ -70,7 +66,7 @@ CLASS_OF = {word: name for name, words in CLASSES.items() for word in words}
 
 def pronouns(name: str, suffix: str = "") -> dict[str, str]:
     """The words that agree with a person's gender, keyed by slot (`he`, `him`, `his`, ... plus `suffix`)."""
-    girl, boy = ("girl", "sister", "she", "She", "her", "her"), ("boy", "brother", "he", "He", "him", "his")
+    girl, boy = ("girl", "she", "She", "her", "her"), ("boy", "he", "He", "him", "his")
     words = girl if name in GIRLS else boy
-    slots = ("child", "sibling", "he", "He", "him", "his")
+    slots = ("child", "he", "He", "him", "his")
     return {slot + suffix: word for slot, word in zip(slots, words, strict=True)}

@@ -17,7 +17,7 @@ _BREAK = re.compile(r'(?:(?<=[.!?])|(?<=[.!?]")) (?=["A-Z])')
 _QUOTE = re.compile(r'"[^"]*"')
 _PRONOUN_FORMS = {  # class of a pronoun slot -> the words that can stand there, for a girl and for a boy
     "he": ("she", "he"), "He": ("She", "He"), "him": ("her", "him"), "his": ("her", "his"),
-    "child": ("girl", "boy"), "sibling": ("sister", "brother"),
+    "child": ("girl", "boy"),
 }  # fmt: skip
 
 
@@ -41,7 +41,7 @@ def split_sentences(text: str) -> list[str]:
 
 def person_role(slot: str) -> str | None:
     """The person whom a slot stands for, or whose gender it shows: `he_B` is B, `his` is A, `thing` is nobody."""
-    if slot in ("A", "B", "C"):
+    if slot in ("A", "B"):
         return slot
     base, _, suffix = slot.partition("_")
     return (suffix or "A") if base in _PRONOUN_FORMS else None

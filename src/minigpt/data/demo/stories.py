@@ -33,7 +33,7 @@ def fill(roles: tuple[str, ...], draw: Callable[[int], int]) -> dict[str, str]:
 
 
 def story(seed: int, index: int) -> str:
-    """Story number `index` of `seed`: one paragraph of 6 to 9 short sentences, without a line break."""
+    """Story number `index` of `seed`: one paragraph of 6 to 8 short sentences, without a line break."""
     draw = below(seed, "story", index)
     return " ".join(sentence for _, sentence in tell(PLOTS[draw(len(PLOTS))], draw))
 
@@ -62,7 +62,7 @@ def _cast(plot: Plot, draw: Callable[[int], int]) -> dict[str, str]:
         kind = values["animal"]
         values.update(sound=SOUND_OF[kind], Sound=SOUND_OF[kind].capitalize(), legs=LEGS_OF[kind])
     if "animal2" in values:
-        values.update(sound2=SOUND_OF[values["animal2"]], Sound2=SOUND_OF[values["animal2"]].capitalize())
+        values["sound2"] = SOUND_OF[values["animal2"]]
     if "thing" in values:
         values["use"] = USE_OF[values["thing"]]
     if "feel" in values:

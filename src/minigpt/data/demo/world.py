@@ -1,7 +1,7 @@
 """What a story has said so far: the state against which each next sentence is checked.
 
 Everything here is keyed by the words of the text. `World.agree` holds the checks that do not depend on the event
-(people introduced, colours, traits, facts that a story tells once); what each event means is in rules_*.py.
+(people introduced, colours of things, facts that a story tells once); what each event means is in rules_*.py.
 """
 
 from collections.abc import Mapping
@@ -13,13 +13,12 @@ Facts = Mapping[str, str]
 
 # Whom an event introduces. Everyone else whom a sentence names must have been introduced before.
 _ENTERS = {
-    "own": "A", "meet": "B", "meet_up": "AB", "stock": "A", "friend": "B", "bake": "A", "eat": "B", "keep_pet": "A",
-    "put": "A", "move": "B", "birthday": "A", "gift": "B", "gift2": "C", "helper": "B", "trip": "A",
+    "own": "A", "meet": "B", "helper": "B", "stock": "A", "friend": "B", "keep_pet": "A", "trip": "A",
     "has": "A", "hands": "B", "stays": "A", "puts": "A", "has_some": "A", "adds": "B", "ask_hello": "A",
 }  # fmt: skip
-_NEW_THINGS = frozenset({"own", "both_have", "put", "gift", "gift2", "has", "puts"})
+_NEW_THINGS = frozenset({"own", "has", "puts"})
 _GENERAL = frozenset({"ask_use", "answer_use"})  # about things at large, not about one in a story
-_SAID_ONCE = ("weather", "time", "food", "bun", "bird", "shop", "feel", "pet", "box", "plate", "home")
+_SAID_ONCE = ("food", "bird", "shop", "feel", "pet")
 
 
 class World:
@@ -30,21 +29,20 @@ class World:
         self.holder: dict[str, str] = {}  # thing -> the person who has it
         self.colour: dict[str, str] = {}  # thing -> its colour
         self.spot: dict[str, tuple[str, str]] = {}  # thing or pet -> (preposition, spot)
-        self.giver: dict[str, str] = {}  # a present -> who gave it
+        self.giver: dict[str, str] = {}  # thing -> who gave it away
         self.gave: set[tuple[str, str]] = set()  # (who gave something, to whom)
-        self.liked: dict[str, str] = {}  # person -> the thing of another that they liked
         self.searched: list[tuple[str, str]] = []  # spots that turned out to be empty
         self.count: dict[str, int] = {}  # person -> how many of what is counted
-        self.total = 0  # creatures seen, or buns eaten
+        self.total = 0  # creatures seen, or the result of a sum that was asked for
         self.lost: str | None = None
         self.asked: tuple[str, str] | None = None  # the question that waits for its answer: (about what, about whom)
         self.said: dict[str, str] = {}  # what is told once and then only repeated, and who plays which part
 
     def agree(self, event: str, facts: Facts) -> None:
         """Checks that hold for every sentence; raises `Inconsistent`."""
-        people = [facts[role] for role in "ABC" if role in facts]
+        people = [facts[role] for role in "AB" if role in facts]
         need(len(set(people)) == len(people), "one person is named as two")
-        for role in "ABC":
+        for role in "AB":
             if role in facts:
                 new = role in _ENTERS.get(event, "")
                 need((facts[role] in self.place) != new, f"{facts[role]} was {'' if new else 'not '}introduced before")
@@ -53,18 +51,13 @@ class World:
                 self.once(key, facts[key])
         if "pet" in self.said and "animal" in facts:
             self.once("animal", facts["animal"])
-        if "box" in facts or "plate" in facts:
-            self.once("colour", facts["colour"])
-        for number in ("", "2"):
-            thing, animal = facts.get("thing" + number), facts.get("animal" + number)
-            if thing and event in _NEW_THINGS:
-                need(thing not in self.holder, f"there was a {thing} already")
-            elif thing and event not in _GENERAL:
-                need(thing in self.holder, f"there is no {thing} in the story")
-                colour = facts.get("colour" + number, self.colour[thing])
-                need(colour == self.colour[thing], f"the {thing} is {self.colour[thing]}, not {colour}")
-            if animal and "trait" + number in facts:
-                self.once(f"trait of the {animal}", facts["trait" + number])
+        thing = facts.get("thing")
+        if thing and event in _NEW_THINGS:
+            need(thing not in self.holder, f"there was a {thing} already")
+        elif thing and event not in _GENERAL:
+            need(thing in self.holder, f"there is no {thing} in the story")
+            colour = facts.get("colour", self.colour[thing])
+            need(colour == self.colour[thing], f"the {thing} is {self.colour[thing]}, not {colour}")
 
     def once(self, key: str, word: str | None) -> None:
         """The first telling of a fact sets it, each later one must repeat it; None is a sentence silent about it."""
@@ -75,11 +68,8 @@ class World:
         """`word`, where the sentence has one, must be who plays this part."""
         need(word in (None, self.said.get(key)), f"{self.said.get(key, 'nobody')} is the {key}, not {word}")
 
-    def new_thing(self, facts: Facts, holder: str, number: str = "") -> str:
-        thing = facts["thing" + number]
-        need(thing not in self.holder, f"there are two of the {thing}")
-        self.holder[thing], self.colour[thing] = holder, facts["colour" + number]
-        return thing
+    def new_thing(self, facts: Facts, holder: str) -> None:
+        self.holder[facts["thing"]], self.colour[facts["thing"]] = holder, facts["colour"]
 
     def holds(self, person: str, thing: str) -> None:
         need(self.lost != thing, f"the {thing} is still lost")
@@ -90,10 +80,9 @@ class World:
         need(place in (None, self.place[who]), f"{who} is at the {self.place[who]}, not at the {place}")
 
     def hidden(self, what: str, facts: Facts, number: str = "") -> None:
-        """`what` is at the spot that the sentence names, if it names one."""
-        known = self.spot.get(what)
-        told = spot_of(facts, number) if "prep" + number in facts else known
-        need(known == told, f"the {what} is not {' the '.join(told or ())}")
+        """`what` is at the spot that the sentence names in the slots with this number."""
+        told = spot_of(facts, number)
+        need(self.spot.get(what) == told, f"the {what} is not {' the '.join(told)}")
 
     def ask(self, about: str, whom: str = "") -> None:
         self.asked = (about, whom)

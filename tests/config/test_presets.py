@@ -1,0 +1,69 @@
+"""The presets have the settings of the runs that they are named after."""
+
+import pytest
+
+from minigpt.config import load_config
+
+NANOGPT_CPU = {
+    "model.n_layer": 4, "model.n_head": 4, "model.n_embd": 128, "model.context_length": 64, "model.dropout": 0.0,
+    "training.batch_tokens": 12 * 64, "training.max_steps": 2000, "optimizer.lr": 1e-3, "schedule.min_lr": 1e-4,
+    "schedule.warmup_steps": 100, "schedule.kind": "cosine", "optimizer.betas": [0.9, 0.99], "optimizer.name": "adamw",
+    "optimizer.weight_decay": 0.1, "training.grad_clip": 1.0, "tokenizer.kind": "char", "data.val_fraction": 0.1,
+    "model.norm": "layernorm", "model.position": "learned", "model.mlp": "gelu", "model.bias": False,
+    "model.tie_embeddings": True, "model.qk_norm": False,
+}  # fmt: skip
+GPT2 = {
+    "model.n_layer": 12, "model.n_head": 12, "model.n_embd": 768, "model.context_length": 1024,
+    "training.batch_tokens": 524_288, "optimizer.lr": 6e-4, "schedule.min_lr": 6e-5, "schedule.warmup_steps": 715,
+    "optimizer.weight_decay": 0.1, "optimizer.betas": [0.9, 0.95], "model.tie_embeddings": True, "model.bias": True,
+    "model.norm": "layernorm", "model.position": "learned", "model.mlp": "gelu_tanh", "model.norm_eps": 1e-5,
+}  # fmt: skip
+DEFAULT_FAMILY = {
+    "model.norm": "rmsnorm", "model.position": "rope", "model.mlp": "swiglu", "model.qk_norm": True,
+    "model.bias": False, "model.n_layer": 12, "model.n_head": 12, "model.n_embd": 768,
+    "training.batch_tokens": 524_288, "optimizer.lr": 6e-4, "schedule.warmup_steps": 715,
+}  # fmt: skip
+WANTED = {
+    "shakespeare-char": NANOGPT_CPU,
+    "shakespeare-char-gpu": NANOGPT_CPU | {
+        "model.n_layer": 6, "model.n_head": 6, "model.n_embd": 384, "model.context_length": 256,
+        "training.batch_tokens": 64 * 256, "training.max_steps": 5000, "model.dropout": 0.2,
+    },
+    "gpt2-124m": GPT2,
+    "gpt2-124m-2048": GPT2 | {"model.context_length": 2048, "model.vocab_size": 50_304},
+    "default-124m": DEFAULT_FAMILY,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WANTED)
+def test_settings(name):
+    config, notes = load_config(name)
+    assert notes == []
+    for key, value in WANTED[name].items():
+        section, leaf = key.split(".")
+        assert getattr(getattr(config, section), leaf) == value, key
+
+
+def test_the_demo_needs_nothing():
+    config, _ = load_config("demo")
+    assert config.data.train and all(source.demo for source in config.data.train)
+
+
+def test_gpt2_has_the_parameters_of_gpt2():
+    """124,439,808 with the vocabulary as it is: counted by transformers without making the weights."""
+    transformers = pytest.importorskip("transformers")
+    import torch
+
+    from minigpt.model.count import count_parameters
+
+    with torch.device("meta"):
+        theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config())
+    config, _ = load_config("gpt2-124m", ["model.vocab_multiple=1", "model.vocab_size=50257"])
+    assert count_parameters(config.model) == sum(p.numel() for p in theirs.parameters()) == 124_439_808
+
+
+@pytest.mark.parametrize("name", WANTED)
+def test_widths_that_export_exactly(name):
+    """Heads and widths of multiples of 32, as GGUF's quantized blocks want them."""
+    model = load_config(name)[0].model
+    assert model.n_embd % 32 == model.inner_size % 32 == 0 and model.head_size % 2 == 0
