@@ -30,14 +30,23 @@ def install(extras: str) -> None:
     print(f"setting up {VENV} (once; a minute or two)", file=sys.stderr, flush=True)
     if not PYTHON.exists():
         venv.create(VENV, with_pip=True)
-    command = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--editable", f"{ROOT}{extras}"]
+    command = [
+        PYTHON,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--editable",
+        f"{ROOT}{extras}",
+    ]
     subprocess.run(command, check=True)
     stamp.write_text(wanted)
 
 
 def main(arguments: list[str]) -> int:
     """Run a command in the environment; returns its exit status."""
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 (this file must say so to an older Python)
         print("minigpt needs Python 3.11 or newer", file=sys.stderr)
         return 2
     if not arguments:
@@ -53,6 +62,7 @@ def main(arguments: list[str]) -> int:
         command = [str(PYTHON), "-m", "minigpt", *arguments]
         if os.name == "nt":
             return subprocess.run(command).returncode
+        os.environ.setdefault("MINIGPT_COMMAND", "python3 start.py")  # for commands that minigpt suggests
         os.execv(PYTHON, command)  # in this very process, so that Ctrl-C reaches minigpt alone
     checks = [["pytest", *arguments[1:]]]
     if arguments[0] == "check":

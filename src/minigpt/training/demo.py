@@ -5,6 +5,7 @@ model and a bigram model of the same tokens tell the same number of stories; bot
 either tells is compared with the training text.
 """
 
+import os
 import shlex
 import time
 from collections.abc import Callable
@@ -86,13 +87,15 @@ def bigram_stories(train: TokenDataset, loaded: LoadedModel, count: int) -> list
 
 
 def run_demo(out: Path | None = None) -> int:
-    """Train, tell, judge; returns the exit status. `out` is the run folder (default runs/demo, or the next free one)."""
+    """Train, tell, judge; returns the exit status. `out`: the run folder (default runs/demo, or the next free one)."""
     console = Console(highlight=False)
     began = time.monotonic()
     run_dir = out or _free_folder(Path("runs/demo"))
     config, _ = load_config("demo")
-    console.print("[bold]minigpt demo[/]: a tokenizer and a small GPT, trained here and now on stories that minigpt makes up.")
-    console.print("Each story keeps its facts straight: who has what, who is where, how many there are. Can a model learn that?")
+    console.print(
+        "[bold]minigpt demo[/]: a tokenizer and a small GPT, trained here and now on stories that minigpt makes up. "
+        "Each story keeps its facts straight: who has what, who is where, how many there are. Can a model learn that?"
+    )
     for story in stories(seed=7, count=2):
         console.print(Panel(story, title="a training story", title_align="left", border_style="dim"))
     result = train(config, run_dir=run_dir)
@@ -121,8 +124,8 @@ def _report(console: Console, config: Config, run_dir: Path, signals: StopSignal
     judged["bigram baseline"] = judge(bigram_stories(parts.data.train, loaded, STORIES), known)
     for story in trained.told[:SHOWN]:
         wrong = check_story(story)
-        title = "consistent" if wrong is None else f"not consistent: {wrong}"
-        console.print(Panel(Text(story), title=Text(title), title_align="left", border_style="green" if wrong is None else "red"))
+        verdict = Text("consistent", "green") if wrong is None else Text(f"not consistent: {wrong}", "red")
+        console.print(Panel(Text(f"{story}\n").append(verdict), border_style="green" if wrong is None else "red"))
     table = Table(title=f"{STORIES} stories of each model, judged by the grammar's checker", title_justify="left")
     table.add_column("model")
     table.add_column("consistent", justify="right")
@@ -132,13 +135,14 @@ def _report(console: Console, config: Config, run_dir: Path, signals: StopSignal
     console.print(table)
     console.print(f"{duration(time.monotonic() - began)} in all. What you can do next:")
     folder = shlex.quote(str(run_dir))
+    minigpt = os.environ.get("MINIGPT_COMMAND", "minigpt")  # start.py says how it was called
     for command in (
-        f"minigpt generate {folder} --prompt 'Anna had' --num-samples 3",
-        f"minigpt eval {folder} --task perplexity --split val",
-        "minigpt train demo data.train=my.txt run.name=mine",
-        "minigpt train --help",
+        f"generate {folder} --prompt 'One sunny day, Anna' --temperature 0.3 --num-samples 3",
+        f"eval {folder} --task perplexity --split val",
+        "train demo data.train=my.txt run.name=mine",
+        "train --help",
     ):
-        console.print(f"  [cyan]{command}[/]", soft_wrap=True)
+        console.print(f"  [cyan]{minigpt} {command}[/]", soft_wrap=True)
 
 
 def _free_folder(folder: Path) -> Path:
