@@ -1,5 +1,6 @@
 """The demo: its judge, its baseline, and the whole command on a model far too small to be right."""
 
+import itertools
 import math
 from collections import Counter
 from pathlib import Path
@@ -46,7 +47,7 @@ def test_the_whole_demo_runs_and_says_what_to_do_next(
     assert loaded.tokenizer is not None
     train = assemble(config, tokenizer=loaded.tokenizer).data.train
     ids = train.tokens(0, len(train)).tolist()
-    starts = Counter(b for a, b in zip(ids, ids[1:], strict=False) if a == loaded.tokenizer.eot_id)
+    starts = Counter(b for a, b in itertools.pairwise(ids) if a == loaded.tokenizer.eot_id)
     monkeypatch.setattr(demo, "LONGEST", 1)
     drawn = Counter(demo.bigram_stories(train, loaded, 2000))
     word, count = starts.most_common(1)[0]

@@ -1,5 +1,6 @@
 """What a run would be, without running it: config, size, memory, time, and one batch as text."""
 
+import statistics
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from minigpt.training.precision import autocast
 from minigpt.training.setup import Parts, activation_bytes, assemble, weight_bytes
 
 SHOWN_ROWS = 2
+TIMED = 5  # micro-batches
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class DryRun:
     steps: int
     tokens: int
     seconds: float
-    """Training time, from one measured micro-batch."""
+    """Training time, from a few measured micro-batches."""
     batch_text: str
     """The first rows of the first batch, decoded."""
 
@@ -85,21 +87,21 @@ def dry_run(config: Config) -> DryRun:
 
 
 def _micro_batch_seconds(parts: Parts, rows: int) -> float:
-    """Time of a forward and a backward pass; the second of two, since the first one warms up."""
+    """Time of a forward and a backward pass: the median of a few, after one that warms up."""
     model, objective = parts.model(), parts.objective()
     parts.initialise(model)
     batch = stack([objective.row(i) for i in range(rows)])
     batch = {name: tensor.to(parts.device) for name, tensor in batch.items()}
-    seconds = 0.0
-    for _ in range(2):
+    seconds = []
+    for _ in range(TIMED + 1):
         began = time.perf_counter()
         with autocast(parts.config.training.precision, parts.device):
             loss, count, _ = objective.training_step(model, batch)
         (loss / count).backward()
         if parts.device.type == "cuda":
             torch.cuda.synchronize()
-        seconds = time.perf_counter() - began
-    return seconds
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[1:])
 
 
 def _first_rows(parts: Parts) -> str:

@@ -53,7 +53,8 @@ def settle_hardware(config: Config, saved: Config | None = None) -> tuple[Config
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
     torch.use_deterministic_algorithms(run.deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs 5 % of a small step
+    # A debugging aid that costs 5 % of a small step; the module makes the attribute at run time.
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010
     torch.backends.cudnn.benchmark = False
     if config.training.compile and device.type == "cpu" and not _has_compiler():
         raise RequestError("training.compile=true needs a C++ compiler, and none is found: install one or leave it out")
