@@ -106,7 +106,16 @@ def test_auto_is_plain_where_nobody_watches(monkeypatch):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0"), (950, "950"), (999.4, "999"), (999.6, "1k"), (28_123, "28.1k"), (10_700_000, "10.7M"), (1e15, "1e+03T")],
+    [
+        (0, "0"),
+        (950, "950"),
+        (999.4, "999"),
+        (999.6, "1k"),
+        (28_123, "28.1k"),
+        (10_700_000, "10.7M"),
+        (1e15, "1P"),
+        (1e21, "1e+03E"),
+    ],
 )
 def test_amounts(value, text):
     assert amount(value) == text

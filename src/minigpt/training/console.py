@@ -41,8 +41,8 @@ def duration(seconds: float) -> str:
 
 def amount(value: float) -> str:
     """Three digits and a unit: 950, 28.1k, 10.7M."""
-    for unit in ("", "k", "M", "G", "T"):
-        if abs(value) < 999.5 or unit == "T":
+    for unit in ("", "k", "M", "G", "T", "P", "E"):
+        if abs(value) < 999.5 or unit == "E":
             return f"{value:.3g}{unit}"
         value /= 1000
     return str(value)

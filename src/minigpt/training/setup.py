@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from minigpt.config import Config, RequestError, TokenizerConfig
+from minigpt.config import Config, RequestError, TokenizerConfig, WorkError
 from minigpt.data import PreparedData, iter_training_text, prepare
 from minigpt.data.download import download
 from minigpt.data.sources import identity
@@ -157,7 +157,12 @@ def download_gpt2() -> Path:
     target.mkdir(parents=True, exist_ok=True)
     for name, sha256 in GPT2_FILES.items():
         if not (target / name).exists():
-            found = download(GPT2_URL + name, cache_dir(), sha256=sha256)
+            try:
+                found = download(GPT2_URL + name, cache_dir(), sha256=sha256)
+            except WorkError as error:
+                raise WorkError(
+                    f"{error}; without a network, set tokenizer.path to a folder with encoder.json and vocab.bpe"
+                ) from None
             shutil.copyfile(found, target / f"{name}.part")
             os.replace(target / f"{name}.part", target / name)
     return target
