@@ -6,7 +6,7 @@ from torch import nn
 
 from minigpt.config import ModelConfig, OptimizerConfig
 from minigpt.model import GPT
-from minigpt.optim import load_optimizer_tensors, make_optimizer, optimizer_tensors, parameter_groups
+from minigpt.optim import load_optimizer_tensors, make_optimizer, optimizer_tensors, parameter_groups, step_scaled
 
 
 def model(**changes):
@@ -112,3 +112,21 @@ def test_a_state_that_does_not_fit_is_refused():
         load_optimizer_tensors(optimizer, network, {k: v for k, v in saved.items() if not k.startswith(f"{name}.")})
     with pytest.raises(ValueError, match=r"no parameter: other\.weight\.step"):
         load_optimizer_tensors(optimizer, network, {**saved, "other.weight.step": torch.ones(())})
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.3, 2.0**-16])
+def test_a_factor_is_applied_by_the_update_itself(factor):
+    """As if the gradients had been multiplied first; the kernel divides by 1 / factor, hence one rounding."""
+    scaled, plain = model(), model()
+    (ours, _), (theirs, _) = make(scaled), make(plain)
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        for a, b in zip(scaled.parameters(), plain.parameters(), strict=True):
+            a.grad = torch.randn(a.shape, generator=generator) / factor
+            b.grad = a.grad * factor
+        step_scaled(ours, factor)
+        theirs.step()
+    for a, b in zip(scaled.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+    ours.step()  # nothing of the factor is left behind
+    assert getattr(ours, "grad_scale", None) is None

@@ -5,6 +5,7 @@ import math
 from contextlib import nullcontext
 
 import pytest
+import torch
 
 from minigpt.config import WorkError
 from minigpt.training import trainer
@@ -26,7 +27,7 @@ def overflow(monkeypatch, steps):
     def norm(self):
         if self.step + 1 in left:
             left.remove(self.step + 1)
-            return math.inf
+            return torch.tensor(math.inf)
         return real(self)
 
     monkeypatch.setattr(trainer.Trainer, "_gradient_norm", norm)
@@ -74,7 +75,7 @@ def test_the_scale_is_part_of_the_state(tmp_path, kit, fp16, monkeypatch, chaos,
     real, nans = trainer.Trainer._gradient_norm, {8, 9, 10, 11}
 
     def norm(self):
-        return real(self) if nans.isdisjoint(self.journal.rows(self.step + 1, 4)) else math.nan
+        return real(self) if nans.isdisjoint(self.journal.rows(self.step + 1, 4)) else torch.tensor(math.nan)
 
     monkeypatch.setattr(trainer.Trainer, "_gradient_norm", norm)
     monkeypatch.setattr(LossScaler, "can_shrink", False)

@@ -121,7 +121,7 @@ def test_seeds_are_the_same_everywhere_and_all_different():
 
 
 def test_speed_and_percentiles():
-    meter = Speedometer(flops_per_token=100.0, peak=1e6)
+    meter = Speedometer(100.0, lambda: 1e6)
     assert meter.report() == {}
     for milliseconds in range(1, 11):
         meter.step(milliseconds / 1000, wait_ms=2.0, tokens=11)
@@ -130,7 +130,17 @@ def test_speed_and_percentiles():
     assert report["perf/step_ms"] == pytest.approx(5.5) and report["perf/step_ms_p90"] == pytest.approx(10, abs=1)
     assert report["perf/data_wait_ms"] == 2.0
     assert report["perf/mfu"] == pytest.approx(110 / 0.055 * 100 / 1e6)
-    assert meter.report() == {} and "perf/mfu" not in Speedometer(1.0, None).report()
+    assert meter.report() == {} and "perf/mfu" not in Speedometer(1.0, lambda: None).report()
+
+
+def test_a_peak_that_was_measured_too_low_is_measured_again():
+    peaks = iter([50.0, 400.0])
+    meter = Speedometer(1.0, lambda: next(peaks))
+    meter.step(seconds=1.0, wait_ms=0.0, tokens=100)
+    assert meter.report()["perf/mfu"] == pytest.approx(100 / 400)
+
+
+def test_memory_is_that_of_a_process_with_pytorch():
     assert peak_memory_mb(torch.device("cpu")) > 10
 
 

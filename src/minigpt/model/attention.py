@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from minigpt.config import ModelConfig
 from minigpt.model.cache import LayerCache, Span
+from minigpt.model.causal_attention import causal_attention
 from minigpt.model.norm import RMSNorm
 from minigpt.model.position import Rotation, rotate
 
@@ -33,6 +34,9 @@ class Attention(nn.Module):
         q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)  # some autocasts make norms fp32
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
+        if cache is None and self._blockwise(q, span):
+            y = causal_attention(q, k, v).reshape(B, T, self.n_head * self.head_dim)
+            return F.dropout(self.out(y), self.dropout, self.training)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, heads, T, D) each
         if cache is not None:
             k, v = cache.update(k, v, span)  # (B, Hkv, S, D)
@@ -45,6 +49,11 @@ class Attention(nn.Module):
         )  # fmt: skip
         y = y.transpose(1, 2).reshape(B, T, self.n_head * self.head_dim)
         return F.dropout(self.out(y), self.dropout, self.training)
+
+    def _blockwise(self, q: Tensor, span: Span) -> bool:
+        """Whether `causal_attention` does it faster than the fused kernel."""
+        plain = span.causal and span.mask is None and not (self.dropout and self.training)
+        return plain and q.is_cpu and q.dtype == torch.bfloat16 and q.size(1) > 1
 
     def make_cache(self, batch: int, length: int, dtype: torch.dtype, device: torch.device) -> LayerCache:
         """An empty cache for `batch` rows of up to `length` tokens."""

@@ -164,6 +164,11 @@ class GPT(nn.Module):
         layers = [cast(Block, block).attention.make_cache(batch, length, kind, weight.device) for block in self.blocks]
         return KVCache(layers, batch, length, weight.device)
 
+    def compile_blocks(self) -> None:
+        """Compile each block with `torch.compile`: all share one compilation, which PyTorch keeps on disk."""
+        for block in self.blocks:
+            block.compile()
+
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Draw the weights anew (see `minigpt.model.init`)."""
         init_weights(self, self.config.init_std, self.config.n_layer, generator)

@@ -20,10 +20,12 @@ from minigpt.model.autocast import compute_dtype, no_autocast
 IGNORED = -100
 """A target of this value takes no part in the loss (PyTorch's `ignore_index`)."""
 
-CHUNK_BYTES = {"cpu": 64 * 2**20}
+CHUNK_BYTES = {"cpu": 128 * 2**20}
 CHUNK_BYTES_ELSEWHERE = 256 * 2**20
-"""Memory for one chunk's fp32 logits. Two to three times as much is alive at the peak. Smaller chunks save nothing once
-they are below the head's own gradient (154 MB for GPT-2), and each chunk reads and writes all of that."""
+"""Memory for one chunk's logits. Smaller chunks save nothing once they are below the head's own gradient (154 MB for
+GPT-2), and each chunk reads and writes all of that."""
+SLICE_BYTES = {"cpu": 8 * 2**20}
+"""Memory for the fp32 softmax of a slice of a chunk: on a CPU it is to stay in the cache; elsewhere a chunk is one."""
 
 
 def cross_entropy(
@@ -97,36 +99,41 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         ctx.dtypes = hidden.dtype, weight.dtype
         hidden, weight = hidden.to(dtype), weight.to(dtype)
-        wide, padding = _wide(dtype), weight.size(0) - vocab_size
+        wide = _wide(dtype)
         losses = torch.zeros(hidden.size(0), dtype=wide, device=hidden.device)
         # the gradients stay wide until they are multiplied by the incoming number: in fp16 that is the loss scale, and
         # rounding before it would lose what it is there to keep
-        grad_hidden = torch.zeros_like(hidden, dtype=wide) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None
+        grad_hidden = torch.empty_like(hidden, dtype=wide) if ctx.needs_input_grad[0] else None
+        grad_weight: Tensor | None = None
         with no_autocast(hidden.device):  # every product below names its dtype itself
             for rows in _chunks(hidden, weight, chunk_tokens):
                 h, target = hidden[rows], targets[rows]
-                log_p, logits = _log_softmax(h, weight, vocab_size, softcap)
-                losses[rows] = _nll(log_p, target)
-                grad = _logit_gradient(log_p, logits, target, softcap).to(dtype)  # (n, V)
-                if padding:
-                    grad = F.pad(grad, (0, padding))  # (n, V_padded)
+                grad = F.linear(h, weight)  # (n, V_padded): the logits, which their gradient replaces slice by slice
+                for part in _slices(grad):
+                    losses[rows][part] = _to_gradient(grad[part], target[part], vocab_size, softcap)
                 # ignored rows are zeroed here, C numbers each, rather than in the gradient of the logits, V each
                 kept = (target != IGNORED)[:, None]
                 if grad_hidden is not None:
                     grad_hidden[rows] = _wide_mm(grad, weight) * kept
-                if grad_weight is not None:
-                    _add_mm(grad_weight, grad.t(), h * kept)
-        ctx.save_for_backward(grad_hidden, grad_weight)
+                if ctx.needs_input_grad[1]:
+                    grad_weight = _add_mm(grad_weight, grad.t(), h * kept)
+        if ctx.needs_input_grad[1] and grad_weight is None:  # no tokens
+            grad_weight = torch.zeros_like(weight, dtype=wide)
+        ctx.gradients = [grad_hidden, grad_weight]
         return losses.sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = (
-            None if grad is None else (grad * scale).to(dtype)
-            for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        )
+        gradients = ctx.gradients
+        if torch._C._autograd._get_current_graph_task_keep_graph():  # backward will be called again
+            gradients = [None if grad is None else grad * scale for grad in gradients]
+        else:  # in place: the head's is the largest tensor there is
+            ctx.gradients = None
+            for grad in gradients:
+                if grad is not None:
+                    grad.mul_(scale)
+        scaled = (None if g is None else g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True))
         return (*scaled, None, None, None, None, None)
 
 
@@ -135,15 +142,27 @@ def _chunks(hidden: Tensor, weight: Tensor, chunk_tokens: int | None) -> Iterato
     n_tokens = hidden.size(0)
     if chunk_tokens is None:
         budget = CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES_ELSEWHERE)
-        chunk_tokens = max(1, budget // (4 * weight.size(0)))
+        chunk_tokens = max(1, budget // (weight.element_size() * weight.size(0)))
     for start in range(0, n_tokens, chunk_tokens):
         yield slice(start, min(start + chunk_tokens, n_tokens))
 
 
+def _slices(logits: Tensor) -> Iterator[slice]:
+    """Slices of the n rows of a chunk whose softmax is taken at once."""
+    budget = SLICE_BYTES.get(logits.device.type)
+    size = logits.size(0) if budget is None else max(1, budget // (4 * logits.size(1)))
+    for start in range(0, logits.size(0), max(1, size)):
+        yield slice(start, start + size)
+
+
 def _log_softmax(hidden: Tensor, weight: Tensor, vocab_size: int, softcap: float | None) -> tuple[Tensor, Tensor]:
     """Wide log-probabilities (n, V), and the (capped) logits that they came from."""
-    wide = _wide(hidden.dtype)
-    logits = F.linear(hidden, weight)[:, :vocab_size]
+    return _normalised(F.linear(hidden, weight)[:, :vocab_size], softcap)
+
+
+def _normalised(logits: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
+    """Wide log-probabilities (n, V) of logits, and the (capped) logits."""
+    wide = _wide(logits.dtype)
     if softcap is not None:
         logits = logits.to(wide).div_(softcap).tanh_().mul_(softcap)
     return torch.log_softmax(logits, dim=-1, dtype=wide), logits
@@ -156,13 +175,17 @@ def _nll(log_p: Tensor, targets: Tensor) -> Tensor:
     return torch.where(kept, -picked, 0.0)
 
 
-def _logit_gradient(log_p: Tensor, logits: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
-    """(n, V) gradient with respect to the uncapped logits, meaningless in ignored rows. Overwrites log_p."""
+def _to_gradient(logits: Tensor, targets: Tensor, vocab_size: int, softcap: float | None) -> Tensor:
+    """(n,) losses of logits (n, V_padded), which become their gradient (meaningless in rows that are ignored)."""
+    log_p, capped = _normalised(logits[:, :vocab_size], softcap)
+    losses = _nll(log_p, targets)
     grad = log_p.exp_()
     grad[torch.arange(grad.size(0), device=grad.device), targets.clamp(min=0)] -= 1.0
     if softcap is not None:
-        grad.mul_(1.0 - (logits / softcap).square_())  # tanh' = 1 - tanh^2
-    return grad
+        grad.mul_(1.0 - (capped / softcap).square_())  # tanh' = 1 - tanh^2
+    logits[:, :vocab_size] = grad
+    logits[:, vocab_size:] = 0.0
+    return losses
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -182,9 +205,10 @@ def _wide_mm(a: Tensor, b: Tensor) -> Tensor:
     return (a @ b).to(wide)
 
 
-def _add_mm(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b in place, wide."""
+def _add_mm(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """total + a @ b, wide, in place; None stands for zero."""
+    if total is None:
+        return _wide_mm(a, b)
     if a.dtype == total.dtype:
-        total.addmm_(a, b)
-    else:
-        total.add_(_wide_mm(a, b))
+        return total.addmm_(a, b)
+    return total.add_(a @ b if a.dtype == torch.bfloat16 and not a.is_cuda else _wide_mm(a, b))

@@ -28,6 +28,20 @@ def make_optimizer(groups: list[Group], config: OptimizerConfig) -> torch.optim.
     return torch.optim.AdamW(groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=True)
 
 
+def step_scaled(optimizer: torch.optim.AdamW, factor: float) -> None:
+    """One update with gradients times `factor`, which the fused kernel applies as it reads them (leaves it in them)."""
+    if factor == 1.0:
+        optimizer.step()
+        return
+    device = optimizer.param_groups[0]["params"][0].device
+    # an attribute by which PyTorch's GradScaler hands it to the kernel, which divides by it
+    setattr(optimizer, "grad_scale", torch.tensor(1.0 / factor, device=device))  # noqa: B010
+    try:
+        optimizer.step()
+    finally:
+        delattr(optimizer, "grad_scale")
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
     """The optimizer's state as `PARAMETER.STATE` -> tensor (empty before its first step)."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}

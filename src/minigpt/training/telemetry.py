@@ -4,6 +4,7 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -52,8 +53,9 @@ def peak_memory_mb(device: torch.device) -> float:
 class Speedometer:
     """Step times since the last report, and what they mean."""
 
-    def __init__(self, flops_per_token: float, peak: float | None) -> None:
-        self.flops_per_token, self.peak = flops_per_token, peak
+    def __init__(self, flops_per_token: float, measure_peak: Callable[[], float | None]) -> None:
+        self.flops_per_token, self._measure_peak = flops_per_token, measure_peak
+        self.peak = measure_peak()
         self._steps: list[float] = []
         self._waits: list[float] = []
         self._tokens = 0
@@ -77,6 +79,8 @@ class Speedometer:
             "perf/data_wait_ms": statistics.fmean(self._waits),
         }
         if self.peak is not None:
+            if speed * self.flops_per_token > self.peak:  # the machine was busy when the peak was measured
+                self.peak = max(self.peak, self._measure_peak() or 0.0)
             report["perf/mfu"] = speed * self.flops_per_token / self.peak
         self._steps, self._waits, self._tokens = [], [], 0
         return {key: float(f"{value:.6g}") for key, value in report.items()}
