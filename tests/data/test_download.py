@@ -247,7 +247,9 @@ def test_unreachable(tmp_path: Path) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-    with pytest.raises(WorkError, match=rf"^http://127.0.0.1:{port}/x could not be downloaded: .*refused$"):
+    with pytest.raises(
+        WorkError, match=rf"^http://127.0.0.1:{port}/x could not be downloaded, tried 2 times: .*refused$"
+    ):
         download(f"http://127.0.0.1:{port}/x", tmp_path, attempts=2, backoff=0.01)
 
 

@@ -81,6 +81,47 @@ def test_separators_in_a_file_divide_it(tmp_path: Path) -> None:
     assert read(path, tmp_path) == [path.read_text()]
 
 
+@given(st.lists(st.sampled_from(["a", "b\n", "\n", "%%", "x y"]), max_size=12), st.integers(1, 5))
+@settings(max_examples=200, deadline=None)
+def test_a_separator_of_whole_lines_is_found_across_borders(parts: list[str], size: int) -> None:
+    whole = "".join(parts) + "end"
+    chunks = [whole[at : at + size] for at in range(0, len(whole), size)]
+    assert [piece for piece, _ in split_documents(chunks, "\n%%\n")] == whole.split("\n%%\n")
+    # The last line of a file may lack its line break.
+    assert [piece for piece, _ in split_documents([*chunks, "\n%%"], "\n%%\n")] == whole.split("\n%%\n")
+
+
+STORIES = f"\nOnce there was Ben.\n\nHe sang.\n{SEPARATOR}\nOnce there was Ann.\n{SEPARATOR}\nA third."
+
+
+@pytest.mark.parametrize("end", ["", "\n", f"\n{SEPARATOR}", f"\n{SEPARATOR}\n"])
+@pytest.mark.parametrize("special", [SEPARATOR, None])
+def test_a_separator_of_ones_own(special: str | None, end: str, tmp_path: Path) -> None:
+    path = write(tmp_path, "stories.txt", (STORIES + end).encode())
+    source = SourceConfig(path=str(path), separator=f"\n{SEPARATOR}\n")
+    first = "\nOnce there was Ben.\n\nHe sang."
+    last = "A third.\n" if end == "\n" else "A third."
+    assert read(source, tmp_path, special) == [first, "Once there was Ann.", last]
+    paragraphs = ["\nOnce there was Ben.", f"He sang.\n{SEPARATOR}\nOnce there was Ann.\n{SEPARATOR}\nA third.{end}"]
+    source = SourceConfig(path=str(path), separator="\n\n")
+    if special is None:
+        assert read(source, tmp_path) == paragraphs
+    else:  # what the tokenizer knows as its special token is part of no document
+        found = read(source, tmp_path, special)
+        assert len(found) == 4 and SEPARATOR not in "".join(found)
+    assert read(SourceConfig(text="a%%b", separator="%%"), tmp_path, special) == ["a", "b"]
+
+
+def test_a_separator_that_is_nowhere_is_refused(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        write(tmp_path, name, b"one%%two" if name == "b.txt" else b"three")
+    assert read(SourceConfig(path=f"{tmp_path}/*.txt", separator="%%"), tmp_path) == ["three", "one", "two"]
+    said = refused(SourceConfig(path=str(tmp_path / "a.txt"), separator="\n%%\n"), tmp_path)
+    assert said == f"separator='\\n%%\\n' has no effect: it is nowhere in {tmp_path}/a.txt"
+    write(tmp_path, "c.jsonl", b'{"text": "a%%b"}')
+    assert "is no plain text" in refused(SourceConfig(path=str(tmp_path / "c.jsonl"), separator="%%"), tmp_path)
+
+
 def test_classic_books(test_data, tmp_path: Path) -> None:
     books = read(test_data("classic_books/val.txt.gz"), tmp_path, SEPARATOR)
     assert len(books) == 3
@@ -226,6 +267,9 @@ def test_options_without_effect(tmp_path: Path) -> None:
 def test_is_token_source(tmp_path: Path) -> None:
     for name in ("a.bin", "b.npy", "c.txt"):
         write(tmp_path, name, b"abcd")
+    assert is_token_source("https://example.org/train_{000001..000103}.bin")
+    with pytest.raises(RequestError, match="both text and token files"):
+        is_token_source("https://example.org/train.{bin,txt}")
     assert is_token_source(str(tmp_path / "a.bin"))
     assert is_token_source(str(tmp_path / "*.npy"))
     assert is_token_source("https://example.org/shard.bin?download=true")

@@ -1,10 +1,13 @@
 """Where text comes from and how it becomes token ids."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from minigpt.config.addresses import expand_braces
 from minigpt.config.base import Section
+from minigpt.config.extension import Extension, is_extension_kind
 
 PLACES = ("path", "text", "url", "demo")
 
@@ -13,15 +16,17 @@ class SourceConfig(Section):
     """One source of text. Exactly one of `path`, `text`, `url` and `demo` says where it is."""
 
     path: str | None = None
-    """A file (.txt, .jsonl, .gz of these, .bin or .npy token shards), a folder, or a glob pattern."""
+    """A file (.txt, .jsonl, .gz of these, .parquet, .bin or .npy token shards), a folder, or a glob pattern."""
     text: str | None = None
     """The text itself."""
     url: str | None = None
-    """An http(s) address, downloaded once into the cache."""
+    """An http(s) address, downloaded once into the cache; several as in a shell: part-{000..013}.jsonl, {a,b}.txt."""
     demo: Literal["stories", "dialogues"] | None = None
     """Text that minigpt generates itself."""
     field: str | None = None
-    """Name of the JSONL field that holds the text; null means `text`."""
+    """Name of the JSONL field or the parquet column that holds the text; null means `text`."""
+    separator: str | None = Field(None, min_length=1)
+    """What stands between the documents of a text file, besides the tokenizer's end-of-text token."""
     sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
     """Expected SHA-256 of the download, in hexadecimal."""
     bytes: int | None = Field(None, ge=1)
@@ -39,23 +44,31 @@ class SourceConfig(Section):
         if len(places) != 1:
             got = "none of them is" if not places else " and ".join(places) + " are"
             raise ValueError(f"a source needs exactly one of path, text, url and demo, but {got} set")
-        allowed = {"path": {"field", "dtype"}, "url": {"field", "dtype", "sha256", "bytes"},
-                   "demo": {"documents", "seed"}, "text": set()}[places[0]]  # fmt: skip
-        for name in ("field", "sha256", "bytes", "documents", "seed", "dtype"):
+        allowed = {"path": {"field", "separator", "dtype"}, "url": {"field", "separator", "dtype", "sha256", "bytes"},
+                   "demo": {"documents", "seed"}, "text": {"separator"}}[places[0]]  # fmt: skip
+        for name in ("field", "separator", "sha256", "bytes", "documents", "seed", "dtype"):
             if getattr(self, name) is not None and name not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} has no effect on a source given by {places[0]}")
+        if len(self.urls) > 1 and (self.sha256 or self.bytes):
+            name = "sha256" if self.sha256 else "bytes"
+            raise ValueError(f"{name} is that of one file, but url={self.url!r} stands for {len(self.urls)}")
         return self
+
+    @property
+    def urls(self) -> list[str]:
+        """Every address that `url` stands for."""
+        return [] if self.url is None else expand_braces(self.url)
 
 
 def _as_source(value: Any) -> Any:
-    """A plain string is a URL, `demo:KIND`, or a path."""
+    """A plain string is a URL, `demo:KIND`, path/to/file.py:Class, or a path."""
     if not isinstance(value, str):
         return value
     if value.startswith(("http://", "https://")):
         return {"url": value}
     if value.startswith("demo:"):
         return {"demo": value.removeprefix("demo:")}
-    return {"path": value}
+    return {"kind" if is_extension_kind(value) else "path": value}
 
 
 def _as_sources(value: Any) -> Any:
@@ -63,7 +76,17 @@ def _as_sources(value: Any) -> Any:
     return value if value is None or isinstance(value, list) else [value]
 
 
-Source = Annotated[SourceConfig, BeforeValidator(_as_source)]
+def _tag(value: Any) -> str:
+    """Whether a source is one of these or a class of the user's own, which has a `kind`."""
+    has_kind = isinstance(value, Extension) or (isinstance(value, Mapping) and "kind" in value)
+    return "class" if has_kind else "built-in"
+
+
+Source = Annotated[
+    Annotated[SourceConfig, Tag("built-in")] | Annotated[Extension, Tag("class")],
+    Discriminator(_tag),
+    BeforeValidator(_as_source),
+]
 Sources = Annotated[list[Source], BeforeValidator(_as_sources), Field(min_length=1)]
 
 
@@ -71,7 +94,7 @@ class DataConfig(Section):
     """What the model is trained and validated on."""
 
     train: Sources | None = None
-    """Text: a path, glob, folder, URL, `demo:stories`, `demo:dialogues`, a mapping (path, field, ...) or a list."""
+    """Text: a path, glob, folder, URL, demo:stories, demo:dialogues, file.py:Class, a mapping (path, ...) or a list."""
     val: Sources | None = None
     """Separate validation text, given as `train` is; null means the last `val_fraction` of `train`."""
     val_fraction: float = Field(0.1, ge=0, lt=1)

@@ -6,6 +6,7 @@ Needs no torch: rows are numpy arrays.
 from minigpt.data.dataset import TokenDataset
 from minigpt.data.download import Progress
 from minigpt.data.order import WindowOrder
+from minigpt.data.own import DataSource, settled_sources
 from minigpt.data.prefetch import Prefetcher
 from minigpt.data.prepare import PreparedData, prepare
 from minigpt.data.show import describe
@@ -14,6 +15,7 @@ from minigpt.data.splits import SEPARATOR, iter_training_text
 
 __all__ = [
     "SEPARATOR",
+    "DataSource",
     "Prefetcher",
     "PreparedData",
     "Progress",
@@ -24,4 +26,5 @@ __all__ = [
     "iter_training_text",
     "prepare",
     "read_documents",
+    "settled_sources",
 ]

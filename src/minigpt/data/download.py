@@ -3,7 +3,7 @@
 `CACHE/downloads/<hash of the address>/` holds the file under its own name and `download.json` (address, size, sha256).
 While it is under way the bytes are in `NAME.part` and what identifies them on the server in `NAME.part.json`; they are
 continued with `Range` and `If-Range` (RFC 9110, sections 13.1.5 and 14.2), so a file that has changed meanwhile starts
-again from its first byte. Nothing is used before its size, and its hash where one is given, are right.
+again from its first byte. Nothing is used before its size, and its hash where one is known, are right.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.config import RequestError, WorkError
+from minigpt.data.hub import TOKEN_VARIABLE, Redirects, authorise, is_hub, mirrored
 from minigpt.data.memo import content_sha256, sha256_of
 from minigpt.storage.atomic import atomic_write, write_error
 from minigpt.storage.lock import wait_lock
@@ -32,6 +33,10 @@ PARTIAL_CONTENT, RANGE_NOT_SATISFIABLE = 206, 416
 
 Progress = Callable[[str, int, int | None], None]
 """Called as (stage, done, total or None)."""
+
+
+class DownloadError(WorkError):
+    """The file could not be had: the network, or the server, is at fault."""
 
 
 class _TryAgain(Exception):
@@ -72,16 +77,13 @@ def download(
 ) -> Path:
     """Path of the file at `url`, downloaded unless it is in `cache` already.
 
-    `sha256` (hexadecimal) and `size` (bytes) are checked when given. A failed attempt is repeated until `attempts` in a
-    row brought nothing new, after `backoff`, 2 * `backoff`, ... seconds; `timeout` seconds without a byte fail one.
-    Raises RequestError for an address that cannot work, WorkError when the download fails or is not what was promised.
+    `sha256` (hexadecimal) and `size` (bytes) are checked when given, and so is a hash that Hugging Face's hub promises.
+    A failed attempt is repeated until `attempts` in a row brought nothing new, after `backoff`, 2 * `backoff`, ...
+    seconds; `timeout` seconds without a byte fail one. Raises RequestError for an address that cannot work,
+    DownloadError when the file cannot be had, and WorkError when it is not what was promised.
     """
-    try:
-        parsed = urllib.parse.urlsplit(url)
-    except ValueError as error:
-        raise RequestError(f"{url!r} is not an address: {error}") from None
-    if parsed.scheme not in ("http", "https") or not parsed.hostname:
-        raise RequestError(f"{url!r} is not an http:// or https:// address")
+    parsed, address = _parsed(url), mirrored(url)
+    _parsed(address)
     folder = cache / "downloads" / hashlib.sha256(url.encode()).hexdigest()[:32]
     # Whatever the server calls it, the name must be one plain file name, and not one of our own two.
     last = urllib.parse.unquote(parsed.path.rpartition("/")[2])
@@ -94,13 +96,15 @@ def download(
             part = _Part(final.with_name(final.name + ".part"))
             again = part.size() > 0
             while True:
-                _fetch(url, part, size, attempts, backoff, timeout, on_progress)
-                digest = sha256_of(part.path)
-                if sha256 is None or digest == sha256.lower():
+                _fetch(address, part, size, attempts, backoff, timeout, on_progress)
+                digest, expected = sha256_of(part.path), sha256 or part.facts().get("sha256")
+                if expected is None or digest == expected.lower():
                     break
                 part.drop()
                 if not again:
-                    raise WorkError(f"{url} has sha256 {digest}, not the expected {sha256}; the download was deleted")
+                    raise WorkError(
+                        f"{address} has sha256 {digest}, not the expected {expected}; the download was deleted"
+                    )
                 again = False  # the beginning came from an earlier session: once more, from the first byte
             with part.path.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -111,6 +115,17 @@ def download(
     except OSError as error:  # errors of the network do not get here
         raise write_error(final, error) from None
     return final
+
+
+def _parsed(url: str) -> urllib.parse.SplitResult:
+    """The parts of an address that can be fetched. RequestError for any other."""
+    try:
+        parsed = urllib.parse.urlsplit(url)
+    except ValueError as error:
+        raise RequestError(f"{url!r} is not an address: {error}") from None
+    if parsed.scheme not in ("http", "https") or not parsed.hostname:
+        raise RequestError(f"{url!r} is not an http:// or https:// address")
+    return parsed
 
 
 def _is_complete(final: Path, cache: Path, sha256: str | None, size: int | None) -> bool:
@@ -138,7 +153,7 @@ def _fetch(
             furthest = max(furthest, part.size())
             if fruitless >= attempts:
                 done = f" after {furthest:,} bytes (kept, the next try continues there)" if furthest else ""
-                raise WorkError(f"{url} could not be downloaded{done}: {error}") from None
+                raise DownloadError(f"{url} could not be downloaded{done}, tried {attempts} times: {error}") from None
         time.sleep(backoff * 2 ** max(0, fruitless - 1))
 
 
@@ -153,9 +168,11 @@ def _attempt(url: str, part: _Part, size: int | None, timeout: float, on_progres
     headers = {"User-Agent": "minigpt", "Accept-Encoding": "identity"}
     if have:
         headers |= {"Range": f"bytes={have}-", "If-Range": str(validator)}
+    redirects = Redirects()
     try:
         request = urllib.request.Request(urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]"), headers=headers)
-        with urllib.request.urlopen(request, timeout=timeout) as response:
+        authorise(request)
+        with urllib.request.build_opener(redirects).open(request, timeout=timeout) as response:
             start = have if response.status == PARTIAL_CONTENT else 0
             total = _total(response, start)
             if size is not None and total is not None and total != size:
@@ -166,11 +183,12 @@ def _attempt(url: str, part: _Part, size: int | None, timeout: float, on_progres
                 "url": url,
                 "etag": None if etag.startswith("W/") else etag or None,
                 "last_modified": response.headers.get("Last-Modified"),
+                "sha256": redirects.sha256,
             }
             if start == 0:
                 part.drop()  # first the bytes, then the note: a kill in between must not join two files
                 atomic_write(part.note, json.dumps(facts) + "\n")
-            elif any(facts[name] not in (None, known.get(name)) for name in ("etag", "last_modified")):
+            elif any(facts[name] not in (None, known.get(name)) for name in ("etag", "last_modified", "sha256")):
                 part.drop()
                 raise _TryAgain("the file on the server changed during the download")
             with part.path.open("ab" if start else "wb") as file:
@@ -182,7 +200,10 @@ def _attempt(url: str, part: _Part, size: int | None, timeout: float, on_progres
             raise _TryAgain("the server refused to continue an earlier download") from None
         if error.code in RETRY_STATUS:
             raise _TryAgain(f"the server answered {error.code} {error.reason}") from None
-        raise RequestError(f"{url} cannot be downloaded: the server answered {error.code} {error.reason}") from None
+        answer = " ".join(f"{error.code} {error.reason}".split())
+        hint = f"; set {TOKEN_VARIABLE} to the access token of an account that may read it"
+        hint = hint if error.code in (401, 403) and is_hub(url) else ""
+        raise RequestError(f"{url} cannot be downloaded: the server answered {answer}{hint}") from None
     except urllib.error.URLError as error:
         reason = error.reason
         raise _TryAgain(str(getattr(reason, "strerror", None) or reason)) from None

@@ -20,7 +20,14 @@ from minigpt.config import DataConfig, RequestError, SourceConfig
 from minigpt.data.dataset import TokenDataset, token_dtype
 from minigpt.data.download import Progress
 from minigpt.data.shards import SHARD_TOKENS, CorruptShardError, ShardWriter, TokenShard
-from minigpt.data.sources import Document, describe_sources, identity, is_token_source, source_files
+from minigpt.data.sources import (
+    AnySource,
+    Document,
+    describe_sources,
+    identity,
+    is_token_source,
+    source_files,
+)
 from minigpt.data.splits import SEPARATOR, all_documents, boundary, split_documents_at, survey, training_sources
 from minigpt.data.token_files import open_tokens, scan
 from minigpt.storage.atomic import atomic_folder, clean_stale, write_error
@@ -89,17 +96,20 @@ class _Context:
     cache: Path
     on_progress: Progress | None
 
-    def load(self, sources: list[SourceConfig], fraction: float | None) -> dict[str, TokenDataset]:
+    def load(self, sources: list[AnySource], fraction: float | None) -> dict[str, TokenDataset]:
         """{`train`, `val`} by `fraction`, or {`all`} for None."""
         kinds = {is_token_source(source) for source in sources}
         if len(kinds) == 2:
             raise RequestError(f"{describe_sources(sources)} mixes text and token files; give all of it as one kind")
         return self._from_tokens(sources, fraction) if kinds.pop() else self._from_text(sources, fraction)
 
-    def _from_tokens(self, sources: list[SourceConfig], fraction: float | None) -> dict[str, TokenDataset]:
+    def _from_tokens(self, sources: list[AnySource], fraction: float | None) -> dict[str, TokenDataset]:
         vocab_size = self.tokenizer.vocab_size
         files = [
-            (path, source.dtype) for source in sources for path in source_files(source, self.cache, self.on_progress)
+            (path, source.dtype)
+            for source in sources
+            if isinstance(source, SourceConfig)  # they all are: no other kind can hold token ids
+            for path in source_files(source, self.cache, self.on_progress)
         ]
         hashes = [scan(path, dtype, vocab_size, self.cache) for path, dtype in files]
         arrays = [open_tokens(path, dtype) for path, dtype in files]
@@ -120,7 +130,7 @@ class _Context:
             result[split] = TokenDataset(parts, vocab_size, _joined_hash(names), eot_id=self.tokenizer.eot_id)
         return result
 
-    def _from_text(self, sources: list[SourceConfig], fraction: float | None) -> dict[str, TokenDataset]:
+    def _from_text(self, sources: list[AnySource], fraction: float | None) -> dict[str, TokenDataset]:
         key = self._key(sources, fraction)
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
         folder = self.cache / "tokens" / digest
@@ -137,16 +147,17 @@ class _Context:
             if shards is None:
                 clean_stale(folder.parent)
                 with atomic_folder(folder, replace=True) as unfinished:
-                    self._build(unfinished, sources, fraction)
-                    if self._key(sources, fraction) != key:
+                    same = self._build(unfinished, sources, fraction)
+                    if not same or self._key(sources, fraction) != key:
                         raise RequestError(
-                            f"{describe_sources(sources)} changed while it was being tokenized; start again"
+                            f"{describe_sources(sources)} changed while it was being tokenized: it must give the same "
+                            "documents every time that it is read"
                         )
                 shards = _open(folder, self.cache)
         assert shards is not None
         return {split: self._dataset(of_split) for split, of_split in shards.items()}
 
-    def _key(self, sources: list[SourceConfig], fraction: float | None) -> dict[str, Any]:
+    def _key(self, sources: list[AnySource], fraction: float | None) -> dict[str, Any]:
         """All that determines the ids of a text split."""
         return {
             "format": FORMAT,
@@ -163,8 +174,8 @@ class _Context:
     def _separator(self) -> str | None:
         return SEPARATOR if SEPARATOR in self.tokenizer.special_tokens else None
 
-    def _build(self, folder: Path, sources: list[SourceConfig], fraction: float | None) -> None:
-        """Tokenize into an empty folder."""
+    def _build(self, folder: Path, sources: list[AnySource], fraction: float | None) -> bool:
+        """Tokenize into an empty folder. Returns whether the text was as long as when it was read before."""
         found = survey(sources, self.cache, self._separator, self.on_progress)
         texts = all_documents(sources, self.cache, self._separator)
         if fraction is None:
@@ -199,6 +210,7 @@ class _Context:
             raise RequestError(f"{describe_sources(sources)} gives no tokens at all for its part {empty[0]!r}")
         meta = {"format": FORMAT, "shards": shards, "documents": found.n_documents, "characters": found.characters}
         (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+        return done == found.characters
 
     def _dataset(self, shards: Sequence[TokenShard]) -> TokenDataset:
         bases = np.cumsum([0, *(shard.n_tokens for shard in shards)])

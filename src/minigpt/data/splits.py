@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from minigpt.config import DataConfig, RequestError, SourceConfig
+from minigpt.config import DataConfig, RequestError
 from minigpt.data.download import Progress
-from minigpt.data.sources import Document, describe_sources, documents, is_token_source
+from minigpt.data.sources import AnySource, Document, describe_sources, documents, is_token_source
 from minigpt.storage.cache import cache_dir
 
 SEPARATOR = "<|endoftext|>"
@@ -29,7 +29,7 @@ class Survey:
 
 
 def all_documents(
-    sources: Sequence[SourceConfig], cache: Path, separator: str | None, on_progress: Progress | None = None
+    sources: Sequence[AnySource], cache: Path, separator: str | None, on_progress: Progress | None = None
 ) -> Iterator[Document]:
     """The documents of several sources, one source after the other."""
     for source in sources:
@@ -37,7 +37,7 @@ def all_documents(
 
 
 def survey(
-    sources: Sequence[SourceConfig], cache: Path, separator: str | None, on_progress: Progress | None = None
+    sources: Sequence[AnySource], cache: Path, separator: str | None, on_progress: Progress | None = None
 ) -> Survey:
     """Read everything once, and so find every fault of the text before any work on it. RequestError if it is empty."""
     count = characters = reported = 0
@@ -106,7 +106,7 @@ def iter_training_text(
     yield from (document.text for document in all_documents(texts, cache, separator, on_progress))
 
 
-def training_sources(data: DataConfig) -> list[SourceConfig]:
+def training_sources(data: DataConfig) -> list[AnySource]:
     """`data.train`, which must be given."""
     if not data.train:
         raise RequestError("data.train is not set: name a file, a folder, a URL or demo:stories to train on")

@@ -85,7 +85,10 @@ def text_chunks(path: Path) -> Iterator[str]:
 
 
 def split_documents(chunks: Iterable[str], separator: str | None) -> Iterator[tuple[str, bool]]:
-    """The texts between separators, as (text, whether the separator occurred so far); without one, all in one text."""
+    """The texts between separators, as (text, whether the separator occurred so far); without one, all in one text.
+
+    A separator that ends with a line break may lack it where the text ends, as last lines often do.
+    """
     held: list[str] = []  # pieces of the document that is being read
     seen = False
     for chunk in chunks:
@@ -103,7 +106,8 @@ def split_documents(chunks: Iterable[str], separator: str | None) -> Iterator[tu
             seen = True
             yield "".join(held), seen
             held = [piece]
-    yield "".join(held), seen
+    last = "".join(held)
+    yield last if separator is None else last.removesuffix(separator.rstrip("\n")), seen
 
 
 def has_surrogates(text: str) -> bool:
