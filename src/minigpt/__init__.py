@@ -9,20 +9,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from minigpt.api import train
-    from minigpt.config import Config, GenerationConfig, ModelConfig, RequestError, WorkError, load_config
+    from minigpt.config import Config, GenerationConfig, ModelConfig, RequestError, Section, WorkError, load_config
+    from minigpt.data import DataSource
     from minigpt.inference import LoadedModel, load
     from minigpt.model import GPT
+    from minigpt.objectives import PretrainObjective
     from minigpt.tokenizer import Tokenizer, load_tokenizer
-    from minigpt.training import Callback, Trainer
+    from minigpt.training import Callback, Logger, Trainer
 
 __all__ = [
     "GPT",
     "Callback",
     "Config",
+    "DataSource",
     "GenerationConfig",
     "LoadedModel",
+    "Logger",
     "ModelConfig",
+    "PretrainObjective",
     "RequestError",
+    "Section",
     "Tokenizer",
     "Trainer",
     "WorkError",
@@ -33,11 +39,13 @@ __all__ = [
 ]
 
 _HOME = {
-    "config": ("Config", "GenerationConfig", "ModelConfig", "RequestError", "WorkError", "load_config"),
+    "config": ("Config", "GenerationConfig", "ModelConfig", "RequestError", "Section", "WorkError", "load_config"),
+    "data": ("DataSource",),
     "tokenizer": ("Tokenizer", "load_tokenizer"),
     "model": ("GPT",),
     "inference": ("LoadedModel", "load"),
-    "training": ("Callback", "Trainer"),
+    "objectives": ("PretrainObjective",),
+    "training": ("Callback", "Logger", "Trainer"),
     "api": ("train",),
 }
 

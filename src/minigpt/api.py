@@ -1,11 +1,13 @@
 """`minigpt.train`: the command `minigpt train` as a function."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from minigpt.config import Config, load_config
-from minigpt.training import Result
+from minigpt.reporting import report_at_end
+from minigpt.training import Callback, Logger, Result
 from minigpt.training import train as train_config
 
 
@@ -14,12 +16,15 @@ def train(
     *,
     run_dir: str | Path | None = None,
     resume: str = "auto",
+    callbacks: Sequence[Callback] = (),
+    loggers: Sequence[Logger] = (),
     **overrides: Any,
 ) -> Result:
     """Train a model.
 
     config: a preset's name, a file, a mapping, or a Config. overrides: `section__key=value`, such as
-    `data__train="input.txt", training__max_steps=100`. Raises RequestError and WorkError as the command reports them.
+    `data__train="input.txt", training__max_steps=100`. callbacks and loggers come besides those of the config.
+    Raises RequestError and WorkError as the command reports them.
     """
     if not isinstance(config, Config):
         tree: dict[str, Any] = {}
@@ -32,4 +37,7 @@ def train(
         config, _ = load_config(config, tree)
     elif overrides:
         raise TypeError("overrides go with a preset, a file or a mapping; a Config is complete")
-    return train_config(config, run_dir=None if run_dir is None else Path(run_dir), resume=resume)
+    folder = None if run_dir is None else Path(run_dir)
+    result = train_config(config, run_dir=folder, resume=resume, callbacks=callbacks, loggers=loggers)
+    report_at_end(result.run_dir, lambda line: print(line, file=sys.stderr))
+    return result

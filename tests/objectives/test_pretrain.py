@@ -27,6 +27,16 @@ class Tokens:
         return np.arange(start, stop, dtype=np.uint16)
 
 
+class Bytes:
+    """Of a tokenizer, how many bytes each id stands for."""
+
+    def __init__(self, lengths):
+        self.lengths = np.array(lengths)
+
+    def byte_lengths(self):
+        return self.lengths
+
+
 class Model:
     """Gives every target the loss of one nat a token and its number besides, as a network's call would."""
 
@@ -85,7 +95,7 @@ def test_without_validation_there_are_no_rows():
 
 def test_bits_per_byte_by_hand():
     """Tokens 0 to 5 stand for 1, 1, 2, 3, 0 and 4 bytes: targets 1 to 5 for ten."""
-    made = objective(validation=6, length=4, byte_lengths=np.array([1, 1, 2, 3, 0, 4]))
+    made = objective(validation=6, length=4, tokenizer=Bytes([1, 1, 2, 3, 0, 4]))
     nats, count, size = 0.0, 0, 0.0
     for index in range(made.validation_rows):
         loss, valid, extra = made.validation_step(Model(), stack([made.validation_row(index)]))
@@ -95,7 +105,7 @@ def test_bits_per_byte_by_hand():
 
 
 def test_rows_of_different_lengths_are_padded_and_the_padding_does_not_count():
-    made = objective(validation=6, length=4, byte_lengths=np.ones(6, dtype=int))
+    made = objective(validation=6, length=4, tokenizer=Bytes([1] * 6))
     batch = stack([made.validation_row(0), made.validation_row(1)])
     assert batch["ids"].tolist() == [[0, 1, 2, 3], [4, 0, 0, 0]]
     assert batch["targets"].tolist() == [[1, 2, 3, 4], [5, IGNORED, IGNORED, IGNORED]]

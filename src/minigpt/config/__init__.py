@@ -5,6 +5,7 @@ from minigpt.config.data import DataConfig, SourceConfig, TokenizerConfig
 from minigpt.config.errors import RequestError, WorkError
 from minigpt.config.generation import GenerationConfig
 from minigpt.config.loading import config_yaml, load_config, preset_names, resolved
+from minigpt.config.loggers import LoggersConfig, TrackioConfig, WandbConfig
 from minigpt.config.model import ModelConfig
 from minigpt.config.training import (
     CallbacksConfig,
@@ -24,6 +25,7 @@ __all__ = [
     "DataConfig",
     "EarlyStoppingConfig",
     "GenerationConfig",
+    "LoggersConfig",
     "ModelConfig",
     "MonitorConfig",
     "OptimizerConfig",
@@ -32,7 +34,9 @@ __all__ = [
     "Section",
     "SourceConfig",
     "TokenizerConfig",
+    "TrackioConfig",
     "TrainingConfig",
+    "WandbConfig",
     "WorkError",
     "config_yaml",
     "fields",

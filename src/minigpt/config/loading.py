@@ -15,9 +15,14 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import ValidationError
 
 from minigpt.config.errors import RequestError
+from minigpt.config.extension import anchored, is_extension_kind
 from minigpt.config.tree import Config, fields, ineffective
-from minigpt.config.yaml import dump_yaml, parse_json, parse_yaml
+from minigpt.config.yaml import dump_yaml, parse_json, parse_yaml, show
 
+RESOLVED_FROM = "resolved_from"
+"""First key of a resolved config that a preset was the beginning of: its name, which no longer gives any values."""
+OWN_OPTIONS = ("objective.", "model.mlp.")
+"""What begins the keys of options that a class of the user's own has (see `minigpt.config.extension`)."""
 LENGTHS = ("training.max_steps", "training.max_tokens", "training.epochs")
 
 
@@ -40,17 +45,20 @@ def load_config(
     """
     if isinstance(source, Mapping):
         preset: dict[str, Any] = {}
-        own: dict[str, Any] = dict(source)
+        own: dict[str, Any] = anchored(source, Path())
         name: str | None = None
     else:
         preset, own, name = _read(str(source))
+    made_from = own.pop(RESOLVED_FROM, name if preset else None)
     if "preset" in own:
-        base = own.pop("preset")
+        made_from = base = own.pop("preset")
         if base not in preset_names():
             raise RequestError(f"preset={base!r} is not a preset: choose one of {', '.join(preset_names())}")
         preset, _, _ = _read(base)
     command = dict(overrides) if isinstance(overrides, Mapping) else _parse_overrides(overrides)
+    command = anchored(command, Path())  # of the file too, in `_read`
     notes: list[str] = []
+    preset = _with_validation_of_its_own(preset, set(_flatten(own)) | set(_flatten(command)), notes)
     if command:
         below = _merge(_merge({}, preset), own)
         config = _settled(below, command, notes, strict=_meaningless(preset, own))
@@ -58,7 +66,17 @@ def load_config(
         config = _settled(_merge({}, preset), own, notes)
     if config.run.name is None and name is not None:
         config = config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
+    config._preset = str(made_from) if made_from else None
     return config, notes
+
+
+def _with_validation_of_its_own(preset: dict[str, Any], above: Set[str], notes: list[str]) -> dict[str, Any]:
+    """The preset, without its validation text if only its training text is replaced: they belong together."""
+    value = _flatten(preset).get("data.val")
+    if value is None or "data.train" not in above or "data.val" in above:
+        return preset
+    notes.append(f"data.val={show(value)} is dropped because data.train is another text than the preset's")
+    return preset | {"data": {key: kept for key, kept in preset["data"].items() if key != "val"}}
 
 
 def _meaningless(preset: dict[str, Any], own: dict[str, Any]) -> set[str]:
@@ -83,9 +101,9 @@ def _settled(below: dict[str, Any], above: dict[str, Any], notes: list[str], str
         if value is None:  # a null asks for nothing
             continue
         if key in flat_above or key in strict:
-            raise RequestError(f"{key}={_show(value)} can have no effect because {why}: leave it out")
+            raise RequestError(f"{key}={show(value)} can have no effect because {why}: leave it out")
         _remove(merged, key)
-        notes.append(f"{key}={_show(value)} is dropped because {why}")
+        notes.append(f"{key}={show(value)} is dropped because {why}")
     return validate(merged)
 
 
@@ -96,7 +114,7 @@ def _drop_inherited_lengths(merged: dict[str, Any], explicit: set[str], notes: l
         value = _flatten(merged).get(key)
         if chosen and key not in explicit and value is not None:
             _remove(merged, key)
-            notes.append(f"{key}={_show(value)} is dropped because {chosen[0]} sets the length of the run")
+            notes.append(f"{key}={show(value)} is dropped because {chosen[0]} sets the length of the run")
     return merged
 
 
@@ -115,14 +133,15 @@ def resolved(config: Config) -> dict[str, Any]:
         _remove(tree, key)
     for split in ("train", "val"):  # a source says only what is set
         for source in tree["data"].get(split) or []:
-            for name in [name for name, value in source.items() if value is None]:
+            for name in [name for name, value in source.items() if value is None and "kind" not in source]:
                 del source[name]
     return {section: values for section, values in tree.items() if values}
 
 
 def config_yaml(config: Config) -> str:
-    """`resolved` as YAML text."""
-    return dump_yaml(resolved(config))
+    """`resolved` as YAML text, with the name of the preset that it was made from."""
+    origin = {RESOLVED_FROM: config.preset} if config.preset else {}
+    return dump_yaml(origin | resolved(config))
 
 
 def _read(source: str) -> tuple[dict[str, Any], dict[str, Any], str | None]:
@@ -150,7 +169,7 @@ def _read(source: str) -> tuple[dict[str, Any], dict[str, Any], str | None]:
     tree = (parse_json if path.suffix == ".json" else parse_yaml)(text, f"config {source}")
     if not isinstance(tree, dict):
         raise RequestError(f"config {source} holds no settings: it must be a mapping such as 'model: {{n_layer: 4}}'")
-    return {}, tree, path.stem if path.stem != "config" else path.resolve().parent.name
+    return {}, anchored(tree, path.parent), path.stem if path.stem != "config" else path.resolve().parent.name
 
 
 def _parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
@@ -162,7 +181,7 @@ def _parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
         if not equals or not key:
             raise RequestError(f"override {item!r} is not of the form section.key=value")
         value = text if key in known and _is_text(known[key][0], text) else parse_yaml(text, f"override {item!r}")
-        if key not in known and not isinstance(value, dict):
+        if key not in known and not isinstance(value, dict) and not key.startswith(OWN_OPTIONS):
             raise RequestError(_unknown(key, value))
         node = tree
         *parents, leaf = key.split(".")
@@ -198,15 +217,17 @@ def _sentence(error: ValidationError) -> str:
     value = first["input"]
     if first["type"] == "extra_forbidden":
         return _unknown(key, value)
+    if first["type"] == "unknown_option":
+        return _unknown(f"{key}.{first['ctx']['name']}", first["ctx"]["value"])
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error" and "=" in message.split(" ")[0] and key.count(".") <= 1 and "data." not in key:
         return message
     if first["type"] == "value_error":
         return f"{key}: {message}"
-    union = [e for e in problems if e["loc"][: len(loc)] == tuple(loc)]
+    union = [e for e in problems if [part for part in e["loc"] if part in loc][: len(loc)] == loc]
     expected = " or ".join(dict.fromkeys(re.sub(r"^(Input|String|List) should (be )?", "", e["msg"]) for e in union))
     help_text = fields()[key][2] if key in fields() else ""
-    return f"{key}={_show(value)} is not possible: expected {expected}" + (
+    return f"{key}={show(value)} is not possible: expected {expected}" + (
         f" ({help_text.rstrip('.')})" if help_text else ""
     )
 
@@ -221,7 +242,7 @@ def _unknown(key: str, value: Any) -> str:
     known = list(fields())
     if key in Config.model_fields:
         example = next((name for name in known if name.startswith(f"{key}.")), key)
-        return f"{key}={_show(value)} sets a whole section: name one of its keys, such as {example}"
+        return f"{key}={show(value)} sets a whole section: name one of its keys, such as {example}"
     if key.startswith(("data.train.", "data.val.")):
         known = [f"{key.rpartition('.')[0]}.{name}" for name in _source_fields()]
     leaf = key.rpartition(".")[2]
@@ -232,25 +253,27 @@ def _unknown(key: str, value: Any) -> str:
         close = [leaves[name] for name in difflib.get_close_matches(leaf, list(leaves), 1, 0.6)]
     close = close or difflib.get_close_matches(key, known, 1, 0)
     return (
-        f"unknown key {key}={_show(value)}: the nearest one is {close[0]}"
+        f"unknown key {key}={show(value)}: the nearest one is {close[0]}"
         if close
-        else f"unknown key {key}={_show(value)}"
+        else f"unknown key {key}={show(value)}"
     )
-
-
-def _show(value: Any) -> str:
-    text = dump_yaml([value]).strip()[1:-1].strip() if not isinstance(value, (dict, list)) else str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """`below` with the values of `above` put in, section by section; lists are replaced whole. Changes `below`."""
     for key, value in above.items():
-        if isinstance(value, Mapping) and isinstance(below.get(key, {}), dict) and key not in ("train", "val"):
-            below[key] = _merge(dict(below.get(key, {})), value)
+        old = below.get(key, {})
+        if isinstance(value, Mapping) and isinstance(old, dict) and not _replaces(key, value, old):
+            below[key] = _merge(dict(old), value)
         else:
             below[key] = value
     return below
+
+
+def _replaces(key: str, value: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
+    """Whether a mapping is put in whole: a source, and a class of the user's own, whose options are its own."""
+    kinds = {value["kind"], old.get("kind")} if "kind" in value else set()
+    return key in ("train", "val") or (len(kinds) == 2 and any(map(is_extension_kind, kinds)))
 
 
 def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from minigpt.config.base import Section
+from minigpt.config.extension import Extension
 
 GATED = ("swiglu", "geglu")
 
@@ -40,8 +41,8 @@ class ModelConfig(Section):
     """Base of the rotary frequencies."""
     partial_rotary_factor: float = Field(1.0, gt=0, le=1)
     """Fraction of each head that rotates."""
-    mlp: Literal["swiglu", "geglu", "gelu", "gelu_tanh", "relu2"] = "swiglu"
-    """Kind of feed-forward layer."""
+    mlp: Literal["swiglu", "geglu", "gelu", "gelu_tanh", "relu2"] | Extension = "swiglu"
+    """Kind of feed-forward layer, or one of your own: path/to/file.py:Class, or {kind: ...} and its options."""
     qk_norm: bool = True
     """Normalise (RMS) each head's queries and keys before the rotation."""
     tie_embeddings: bool = True

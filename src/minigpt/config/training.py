@@ -1,10 +1,11 @@
-"""How training goes: the run, objective, optimizer, schedule, loop, evaluation, checkpoints, logs and callbacks."""
+"""How training goes: the run, objective, optimizer, schedule, loop, evaluation, checkpoints and callbacks."""
 
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from minigpt.config.base import Section
+from minigpt.config.extension import Extension, Extensions
 
 
 class RunConfig(Section):
@@ -22,11 +23,13 @@ class RunConfig(Section):
     """Use PyTorch's deterministic algorithms, so that two runs are equal to the bit on the same hardware."""
 
 
-class ObjectiveConfig(Section):
+class ObjectiveConfig(Extension):
     """What a batch means."""
 
-    kind: Literal["pretrain"] = "pretrain"
-    """pretrain: predict each next token of the text."""
+    BUILT_IN = ("pretrain",)
+
+    kind: str = "pretrain"
+    """pretrain: predict each next token of the text; or path/to/file.py:Class, whose options are keys beside it."""
 
 
 class OptimizerConfig(Section):
@@ -128,15 +131,6 @@ class CheckpointConfig(Section):
     """Write checkpoints while training goes on."""
 
 
-class LoggersConfig(Section):
-    """What is reported, and how often."""
-
-    every_steps: int = Field(10, ge=1)
-    """Steps between two lines of metrics."""
-    console: Literal["auto", "rich", "plain", "quiet"] = "auto"
-    """Live progress (rich), plain lines, or neither (quiet); auto is rich on a terminal and plain elsewhere."""
-
-
 class SampleConfig(Section):
     """Text generated while training, so that one can watch the model learn."""
 
@@ -175,3 +169,5 @@ class CallbacksConfig(Section):
     """Early stopping."""
     monitor: MonitorConfig = MonitorConfig()
     """Weight norms."""
+    own: Extensions = Field([])
+    """A list of your own, in order, each path/to/file.py:Class, or {kind: ...} and its options."""

@@ -2,17 +2,17 @@
 
 from typing import Any, Self
 
-from pydantic import model_validator
+from pydantic import PrivateAttr, model_validator
 
 from minigpt.config.base import Section
 from minigpt.config.data import DataConfig, TokenizerConfig
+from minigpt.config.loggers import LoggersConfig
 from minigpt.config.model import ModelConfig
 from minigpt.config.training import (
     CallbacksConfig,
     CheckpointConfig,
     DistributedConfig,
     EvaluationConfig,
-    LoggersConfig,
     ObjectiveConfig,
     OptimizerConfig,
     RunConfig,
@@ -51,6 +51,8 @@ class Config(Section):
     callbacks: CallbacksConfig = CallbacksConfig()
     """What else happens while training."""
 
+    _preset: str | None = PrivateAttr(None)
+
     @model_validator(mode="after")
     def _possible(self) -> Self:
         length, tokens = self.model.context_length, self.training.batch_tokens
@@ -74,6 +76,11 @@ class Config(Section):
         return self
 
     @property
+    def preset(self) -> str | None:
+        """Name of the preset that it was made from, for people: the values are all in the sections."""
+        return self._preset
+
+    @property
     def batch_rows(self) -> int:
         """Rows (of `model.context_length` tokens) in one optimizer step."""
         return self.training.batch_tokens // self.model.context_length
@@ -82,7 +89,7 @@ class Config(Section):
 def ineffective(config: Config) -> dict[str, str]:
     """Keys that can have no effect in this config, each with the reason as "because ..."."""
     model, tokenizer, schedule = config.model, config.tokenizer, config.schedule
-    callbacks, data = config.callbacks, config.data
+    callbacks, data, loggers = config.callbacks, config.data, config.loggers
     off: dict[str, str] = {}
 
     def rule(condition: bool, reason: str, *keys: str) -> None:
@@ -109,6 +116,14 @@ def ineffective(config: Config) -> dict[str, str]:
          "callbacks.early_stopping.patience", "callbacks.early_stopping.min_delta")  # fmt: skip
     rule(config.evaluation.every_steps is None, "evaluation.every_steps=null evaluates at the end only",
          "callbacks.early_stopping.patience", "callbacks.early_stopping.min_delta")  # fmt: skip
+    rule(config.objective.kind in config.objective.BUILT_IN, f"objective.kind={config.objective.kind} is no file",
+         "objective.sha256")  # fmt: skip
+    rule(not loggers.wandb.enabled, "loggers.wandb.enabled=false sends nothing to Weights & Biases",
+         *(f"loggers.wandb.{key}" for key in type(loggers.wandb).model_fields if key != "enabled"))  # fmt: skip
+    rule(not loggers.trackio.enabled, "loggers.trackio.enabled=false sends nothing to Trackio",
+         "loggers.trackio.project")  # fmt: skip
+    rule(not loggers.show_histograms, "no logger that shows histograms (TensorBoard, ...) is on",
+         "loggers.histograms_every_steps")  # fmt: skip
     rule(model.init_from is not None, "model.init_from gives the initial weights", "model.init_std")
     return off
 

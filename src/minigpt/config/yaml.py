@@ -75,12 +75,22 @@ def dump_yaml(value: Any) -> str:
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False, width=100)
 
 
+def show(value: Any) -> str:
+    """A value in a message: as one would write it, in 60 characters at most."""
+    text = dump_yaml([value]).strip()[1:-1].strip() if not isinstance(value, (dict, list)) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 class _Dumper(yaml.SafeDumper):
     """Writes floats with every digit, and quotes text that would read as something else."""
 
 
 _Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 _Dumper.add_representer(float, lambda dumper, value: dumper.represent_scalar("tag:yaml.org,2002:float", repr(value)))
+_Dumper.add_representer(  # line breaks are shown as \n, not as empty lines
+    str,
+    lambda dumper, value: dumper.represent_scalar("tag:yaml.org,2002:str", value, style='"' if "\n" in value else None),
+)
 _Dumper.add_representer(
     list,
     lambda dumper, value: dumper.represent_sequence(

@@ -93,14 +93,20 @@ class LoadedModel:
 
 
 def load(
-    path: str | Path, *, device: str = "auto", threads: int | None = None, dtype: str | torch.dtype | None = None
+    path: str | Path,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    dtype: str | torch.dtype | None = None,
+    trust_code: bool | None = None,
 ) -> LoadedModel:
     """Load a run, a checkpoint or a model folder for inference (evaluation mode, no gradients).
 
     device: `auto` (CUDA, else Apple's GPU, else the CPU) or a PyTorch device. threads: CPU threads of this process;
     default leaves
-    PyTorch's setting. dtype: fp32 (default), bf16 or fp16.
-    Raises RequestError if there is no such model or device, WorkError if the files are damaged.
+    PyTorch's setting. dtype: fp32 (default), bf16 or fp16. trust_code: run the Python file of a model that has a part
+    of its own (default: what MINIGPT_TRUST_CODE says, else no).
+    Raises RequestError if there is no such model or device, or no consent, WorkError if the files are damaged.
     """
     place = pick_device(device)
     kind = DTYPES.get(dtype) if isinstance(dtype, str) else dtype or torch.float32
@@ -111,7 +117,7 @@ def load(
             raise RequestError(f"threads={threads} is not possible: it must be at least 1")
         torch.set_num_threads(threads)
     folder = resolve_model(path, log.warning)
-    model = build_model(folder.path, place).requires_grad_(False).to(kind)
+    model = build_model(folder.path, place, trust_code).requires_grad_(False).to(kind)
     tokenizer = load_tokenizer(folder.tokenizer_path) if folder.tokenizer_path else None
     return LoadedModel(model, tokenizer, model.config, folder.path, folder.step)
 

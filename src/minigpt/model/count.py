@@ -1,5 +1,9 @@
-"""Parameters and arithmetic of a model, from its config alone. Needs no torch, so that plans are instant."""
+"""Parameters and arithmetic of a model, from its config alone.
 
+Needs no torch, so that plans are instant, unless a part is the user's own: then it is made, to be counted.
+"""
+
+from minigpt.config.extension import Extension
 from minigpt.config.model import GATED, ModelConfig
 
 
@@ -47,7 +51,6 @@ def _position_table(config: ModelConfig) -> int:
 def _network(config: ModelConfig) -> int:
     """Everything but the tables."""
     width, heads, kv_heads, head = config.n_embd, config.n_head, config.kv_heads, config.head_size
-    inner = config.inner_size * (2 if config.mlp in GATED else 1)
     norm = width * (2 if config.norm == "layernorm" and config.bias else 1)
 
     def linear(n_in: int, n_out: int) -> int:
@@ -55,6 +58,12 @@ def _network(config: ModelConfig) -> int:
 
     attention = linear(width, (heads + 2 * kv_heads) * head) + linear(heads * head, width)
     qk_norm = 2 * head if config.qk_norm else 0
-    mlp = linear(width, inner) + linear(config.inner_size, width)
+    if isinstance(config.mlp, Extension):
+        from minigpt.model.feedforward import count_mlp_parameters
+
+        mlp = count_mlp_parameters(config)
+    else:
+        inner = config.inner_size * (2 if config.mlp in GATED else 1)
+        mlp = linear(width, inner) + linear(config.inner_size, width)
     factors = 2 * width * config.embed_size if config.embedding_size is not None else 0
     return config.n_layer * (attention + qk_norm + mlp + 2 * norm) + norm + factors

@@ -1,12 +1,22 @@
-"""The feed-forward layer: plain (Vaswani et al. 2017) or gated (Shazeer 2020, "GLU Variants Improve Transformer")."""
+"""The feed-forward layer: plain (Vaswani et al. 2017) or gated (Shazeer 2020, "GLU Variants Improve Transformer").
+
+One of your own is a `torch.nn.Module` in a file of yours, made as `Class(config, model=ModelConfig)`, that takes
+(B, T, C) to (B, T, C), each position by itself. Its weights follow the rules of all others: matrices are drawn from
+normal(0, init_std) (smaller if called `down.weight`, since that writes into the residual stream), vectors begin as
+ones, and as zeros if their name ends with `bias`.
+"""
 
 from collections.abc import Callable
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minigpt.config import ModelConfig
+from minigpt.config import ModelConfig, RequestError
+from minigpt.config.extension import Extension, build
+from minigpt.model.init import init_weights
+from minigpt.model.recompute import activated_down
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -28,7 +38,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, T, C) to (B, T, C)."""
-        return F.dropout(self.down(self.activation(self.up(x))), self.dropout, self.training)
+        return F.dropout(activated_down(self.activation, self.up(x), self.down), self.dropout, self.training)
 
 
 class GatedMLP(nn.Module):
@@ -43,8 +53,12 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, T, C) to (B, T, C)."""
-        gate, up = self.gate_up(x).chunk(2, dim=-1)  # (B, T, inner) each
-        return F.dropout(self.down(self.activation(gate) * up), self.dropout, self.training)
+        return F.dropout(activated_down(self._gated, self.gate_up(x), self.down), self.dropout, self.training)
+
+    def _gated(self, x: Tensor) -> Tensor:
+        """(B, T, 2 * inner) to (B, T, inner)."""
+        gate, up = x.chunk(2, dim=-1)
+        return self.activation(gate) * up
 
 
 MLPS: dict[str, tuple[type[MLP] | type[GatedMLP], Activation]] = {
@@ -57,6 +71,46 @@ MLPS: dict[str, tuple[type[MLP] | type[GatedMLP], Activation]] = {
 
 
 def build_mlp(config: ModelConfig) -> nn.Module:
-    """The feed-forward layer that `config.mlp` names."""
+    """The feed-forward layer that `config.mlp` names. Raises RequestError for one of the user's own that cannot be."""
+    if isinstance(config.mlp, Extension):
+        return _own_mlp(config.mlp, config)
     kind, activation = MLPS[config.mlp]
     return kind(config, activation)
+
+
+def _own_mlp(own: Extension, config: ModelConfig) -> nn.Module:
+    part: nn.Module = build(own, nn.Module, "model.mlp", model=config)
+    for name, _ in part.named_buffers():
+        raise RequestError(
+            f"model.mlp: {own.kind} keeps {name} in a buffer, which the drawing of the weights leaves out: "
+            "make it a parameter, or compute it in forward"
+        )
+    return part
+
+
+def count_mlp_parameters(config: ModelConfig) -> int:
+    """Number of parameters of a feed-forward layer, found by making one of no memory (on the meta device)."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_mlp(config).parameters())
+
+
+def check_mlp(config: ModelConfig) -> None:
+    """RequestError unless a feed-forward layer of the user's own takes (B, T, C) to (B, T, C), positions apart."""
+    kind = config.mlp.kind if isinstance(config.mlp, Extension) else config.mlp
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        part = build_mlp(config).eval()
+        init_weights(part, config.init_std, config.n_layer, torch.Generator().manual_seed(0))
+        x = torch.randn(2, 3, config.n_embd, generator=torch.Generator().manual_seed(0))  # (B, T, C)
+        try:
+            y, alone = part(x), [part(x[:, t : t + 1]) for t in range(3)]
+        except Exception as error:
+            said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise RequestError(f"model.mlp: {kind} fails on an input of shape {tuple(x.shape)}: {said}") from error
+    if not isinstance(y, Tensor) or y.shape != x.shape:
+        given = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+        raise RequestError(f"model.mlp: {kind} gives {given} for an input of shape {tuple(x.shape)}: it must be that")
+    if not torch.allclose(y, torch.cat(alone, dim=1), rtol=0, atol=1e-4 * float(y.abs().max())):
+        raise RequestError(
+            f"model.mlp: {kind} mixes the positions of a row, which only attention may do: "
+            "a position would see the tokens that it is to predict"
+        )

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from minigpt.data import TokenDataset, WindowOrder
 from minigpt.objectives.base import IGNORED, Batch, Row, valid_targets
 from minigpt.optim import parameter_groups
+from minigpt.tokenizer import Tokenizer
 
 
 class PretrainObjective:
     """Windows of `context_length` inputs and as many targets, in the order that `seed` gives.
 
-    byte_lengths: (vocabulary,) UTF-8 bytes that each id stands for, for bits per byte.
+    tokenizer: says how many bytes each id stands for, for bits per byte (None: there are none).
     validation_tokens: measure on about so many tokens, in windows spread evenly over the validation set (None: all).
     """
 
@@ -25,14 +26,15 @@ class PretrainObjective:
         *,
         context_length: int,
         seed: int,
-        byte_lengths: np.ndarray | None = None,
+        tokenizer: Tokenizer | None = None,
         validation_tokens: int | None = None,
     ) -> None:
         self.train, self.validation = train, validation
         self.order = WindowOrder(len(train), context_length, seed)
         self.rows_per_epoch = self.order.windows_per_epoch
         self.context_length = context_length
-        self.byte_lengths = byte_lengths
+        self.tokenizer = tokenizer
+        self.byte_lengths = None if tokenizer is None else tokenizer.byte_lengths()
         self._windows = 0 if validation is None else math.ceil((len(validation) - 1) / context_length)
         limit = self._windows if validation_tokens is None else math.ceil(validation_tokens / context_length)
         self.validation_rows = min(self._windows, limit)

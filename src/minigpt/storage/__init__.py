@@ -21,7 +21,14 @@ from minigpt.storage.checkpoint import (
     save_checkpoint,
 )
 from minigpt.storage.lock import Lock, lock_folder, wait_lock
-from minigpt.storage.model_folder import build_model, load_model_config, load_state, save_model, write_model
+from minigpt.storage.model_folder import (
+    build_model,
+    load_model_config,
+    load_state,
+    require_trust,
+    save_model,
+    write_model,
+)
 from minigpt.storage.resolve import ModelFolder, resolve_model
 
 __all__ = [
@@ -46,6 +53,7 @@ __all__ = [
     "lock_folder",
     "newest_good",
     "prune",
+    "require_trust",
     "resolve_model",
     "save_checkpoint",
     "save_model",

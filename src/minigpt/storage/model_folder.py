@@ -2,8 +2,12 @@
 
 `config.json` holds `"model_type": "minigpt"`, a `format_version` and the fields of `ModelConfig` beside them. A
 checkpoint is such a folder with more in it.
+
+A part of the network that is a class of the user's own comes with its file, so that the folder can be moved and given
+away. Whoever loads such a folder runs that file, and must say that this is all right (`require_trust`).
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import ValidationError
 
-from minigpt.config import ModelConfig, RequestError
+from minigpt.config import ModelConfig, RequestError, extension
+from minigpt.config.extension import Extension, anchored, portable, source
 from minigpt.storage.atomic import CorruptFolderError, atomic_folder, read_error
 from minigpt.storage.fs import write_file
 
@@ -66,7 +71,11 @@ def write_model(
     if model_config.vocab_size is None:
         raise ValueError("model.vocab_size must be known before a model is saved")
     # init_from says where the weights came from, often a path of this machine; the folder has its own weights.
-    fields = model_config.model_dump(mode="json", exclude={"init_from"})
+    fields = portable(model_config.model_dump(mode="json", exclude={"init_from"}))
+    if isinstance(model_config.mlp, Extension):
+        code = source(model_config.mlp)
+        fields["mlp"]["sha256"] = hashlib.sha256(code).hexdigest()
+        write_file(folder / model_config.mlp.path.name, code)
     content = {"model_type": MODEL_TYPE, "format_version": FORMAT_VERSION, **fields}
     if extra:
         content["extra"] = dict(extra)
@@ -111,7 +120,8 @@ def load_model_config(folder: Path) -> ModelConfig:
     if version != FORMAT_VERSION:
         raise RequestError(f"{folder}/{CONFIG_FILE} has format_version={version!r}, which no minigpt has written")
     try:
-        config = ModelConfig.model_validate({key: value for key, value in content.items() if key not in _NOT_CONFIG})
+        fields = {key: value for key, value in content.items() if key not in _NOT_CONFIG}
+        config = ModelConfig.model_validate(anchored(fields, folder))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -130,8 +140,14 @@ def load_state(folder: Path, device: "str | torch.device" = "cpu") -> "dict[str,
     return load_tensors(folder / WEIGHTS_FILE, device)
 
 
-def build_model(folder: Path, device: "str | torch.device" = "cpu") -> "GPT":
-    """The network that a model folder describes, with its weights, in evaluation mode."""
+def require_trust(folder: Path, trust_code: bool | None = None) -> None:
+    """RequestError if loading the folder would run code of its own (see `minigpt.config.extension.require_trust`)."""
+    extension.require_trust([load_model_config(folder).mlp], f"the model {folder}", trust_code)
+
+
+def build_model(folder: Path, device: "str | torch.device" = "cpu", trust_code: bool | None = None) -> "GPT":
+    """The network that a model folder describes, with its weights, in evaluation mode; `require_trust` for its code."""
+    require_trust(folder, trust_code)
     import torch
 
     from minigpt.model import GPT

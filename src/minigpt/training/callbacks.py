@@ -2,13 +2,18 @@
 
 A callback may read everything of the trainer. It must not draw from the global random generators nor change the
 weights, unless that is its purpose: then what it does must follow from the step alone.
+
+One of your own is named in the config, `callbacks.own=[{kind: path/to/file.py:Class, ...}]`, and is made from its
+options alone: `Class(config)`. What it must remember when a run is stopped is its state.
 """
 
 import math
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from minigpt.config import (
     CallbacksConfig,
@@ -19,6 +24,7 @@ from minigpt.config import (
     RequestError,
     SampleConfig,
 )
+from minigpt.config.extension import build
 from minigpt.inference import generate
 from minigpt.tokenizer import Tokenizer
 from minigpt.training.loggers import Metrics
@@ -26,9 +32,16 @@ from minigpt.training.loggers import Metrics
 if TYPE_CHECKING:
     from minigpt.training.trainer import Trainer
 
+TENSORS = "callback:"  # begins the names of callbacks' tensors among the optimizer's
+
 
 class Callback:
-    """Override the hooks that you need; `state_dict` is kept in every checkpoint."""
+    """Override the hooks that you need; `state_dict` and `tensors` are kept in every checkpoint.
+
+    A run may be stopped between any two hooks. Change `state_dict` in `on_train_batch_end` or in the validation hooks:
+    what followed a step that was interrupted is undone and done again. Change `tensors` in `on_before_optimizer_step`:
+    they are saved as they are, and an update follows it at once.
+    """
 
     def on_train_start(self, trainer: "Trainer") -> None:
         """Before the first step (again after a resume or a restoration)."""
@@ -37,7 +50,7 @@ class Callback:
         """Before the forward pass of `step`."""
 
     def on_before_optimizer_step(self, trainer: "Trainer") -> None:
-        """Gradients are complete and clipped; the update follows."""
+        """Gradients are complete; the update follows, with `trainer.gradient_factor` times them (which clips)."""
 
     def on_train_batch_end(self, trainer: "Trainer", step: int) -> None:
         """After the step, its metrics and its evaluation, whether its update was made or skipped."""
@@ -66,6 +79,40 @@ class Callback:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Tensors that a checkpoint keeps of this callback."""
+        return {}
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Continue with the tensors of a checkpoint, which are on the CPU."""
+
+
+def by_name(callbacks: Sequence[Callback]) -> dict[str, Callback]:
+    """Each callback by the name of its state: its class, with a number behind it for the second of a class, ..."""
+    found: dict[str, Callback] = {}
+    for callback in callbacks:
+        name = type(callback).__name__
+        same = sum(key.partition("#")[0] == name for key in found)
+        found[f"{name}#{same + 1}" if same else name] = callback
+    return found
+
+
+def callback_tensors(callbacks: Sequence[Callback]) -> dict[str, Tensor]:
+    """The tensors of all callbacks, by names that no parameter has."""
+    return {
+        f"{TENSORS}{name}/{key}": tensor
+        for name, callback in by_name(callbacks).items()
+        for key, tensor in callback.tensors().items()
+    }
+
+
+def load_callback_tensors(callbacks: Sequence[Callback], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Give the callbacks what `callback_tensors` gave; returns the other tensors."""
+    for name, callback in by_name(callbacks).items():
+        prefix = f"{TENSORS}{name}/"
+        callback.load_tensors({k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)})
+    return {key: tensor for key, tensor in tensors.items() if not key.startswith(TENSORS)}
 
 
 class Checkpointing(Callback):
@@ -176,4 +223,5 @@ def make_callbacks(
     made: list[Callback] = [Monitor(callbacks.monitor), EarlyStopping(callbacks.early_stopping)]
     if tokenizer is not None:
         made.append(Samples(callbacks.sample, tokenizer, seed))
+    made += [build(own, Callback, f"callbacks.own.{i}") for i, own in enumerate(callbacks.own)]
     return [*made, Checkpointing(checkpoint)]

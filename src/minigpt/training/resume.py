@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.config import Config, RequestError, config_yaml, load_config, resolved
+from minigpt.config.extension import portable
 from minigpt.storage import Checkpoint, atomic_write, discard_folder, list_checkpoints, load_latest
 from minigpt.training.journal import RowJournal
 
 # Looking at a run, and saving it, never changes it. The text's own fingerprint is compared instead of where it lies.
 FREE = ("run.name", "data.train", "data.val")
 FREE_SECTIONS = ("evaluation.", "checkpoint.", "loggers.", "callbacks.")
+OWN = "callbacks.own"  # unlike the package's, these may do anything
 
 CONFIG_FILE = "config.yaml"
 
@@ -49,7 +51,7 @@ def flat(config: Config) -> dict[str, Any]:
             else:
                 found[prefix + key] = value
 
-    walk(resolved(config), "")
+    walk(portable(resolved(config)), "")
     return found
 
 
@@ -71,10 +73,24 @@ def refuse_changes(run_dir: Path, saved: Config, wanted: Config) -> None:
     """Raises RequestError naming the keys that shape the trajectory and differ."""
     old, new = flat(saved), flat(wanted)
     keys = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
-    keys = [key for key in keys if key not in FREE and not key.startswith(FREE_SECTIONS)]
+    keys = [key for key in keys if key == OWN or (key not in FREE and not key.startswith(FREE_SECTIONS))]
     if keys:
-        changes = ", ".join(f"{key} was {old.get(key)} and is now {new.get(key)}" for key in keys)
+        changes = ", ".join(_change(key, old.get(key), new.get(key)) for key in keys)
         raise RequestError(
             f"run folder {run_dir} holds a run of another config ({changes}): "
             "go on with its own, or choose another --run-dir or run.name"
         )
+
+
+def _change(key: str, old: Any, new: Any) -> str:
+    """What is different, in words. Of a class of the user's own it may be the file itself."""
+    if key.endswith(".sha256") and old and new:
+        return f"the file of {key.removesuffix('.sha256')} has changed since"
+    if key == OWN and old and new and _without_hashes(old) == _without_hashes(new):
+        files = [one["kind"].partition(":")[0] for one, other in zip(old, new, strict=True) if one != other]
+        return f"{' and '.join(files)} of {key} has changed since"
+    return f"{key} was {old} and is now {new}"
+
+
+def _without_hashes(extensions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in one.items() if name != "sha256"} for one in extensions]

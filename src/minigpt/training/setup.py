@@ -1,7 +1,9 @@
 """From a config to what a run is made of: device and threads, tokenizer, token data, model, objective."""
 
 import hashlib
+import importlib.util
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable
@@ -11,16 +13,22 @@ from pathlib import Path
 import torch
 
 from minigpt.config import Config, RequestError, TokenizerConfig, WorkError
+from minigpt.config.extension import portable
 from minigpt.data import PreparedData, iter_training_text, prepare
 from minigpt.data.download import download
 from minigpt.data.sources import identity
 from minigpt.inference import pick_device
 from minigpt.model import GPT
 from minigpt.model.count import count_parameters
-from minigpt.objectives import PretrainObjective
+from minigpt.objectives import Objective, make_objective
 from minigpt.storage import atomic_folder, cache_dir, cache_entry_lock, load_model_config, load_state, resolve_model
 from minigpt.tokenizer import Tokenizer, build_tokenizer, load_tokenizer
+from minigpt.training.allocator import keep_freed_memory
+from minigpt.training.cores import available_cores
+from minigpt.training.extensions import settle_extensions
 from minigpt.training.seeds import derived_seed
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -33,11 +41,6 @@ GPT2_FILES = {
 
 ACTIVATION_SHARE = 0.5  # of the free memory; weights, gradients and optimizer state are taken off first
 CPU_TOKENS = 8192  # more tokens at once make a CPU no faster, only the memory larger
-
-
-def available_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def settle_hardware(config: Config, saved: Config | None = None) -> tuple[Config, torch.device]:
@@ -56,14 +59,23 @@ def settle_hardware(config: Config, saved: Config | None = None) -> tuple[Config
     # A debugging aid that costs 5 % of a small step; the module makes the attribute at run time.
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010
     torch.backends.cudnn.benchmark = False
-    if config.training.compile and device.type == "cpu" and not _has_compiler():
-        raise RequestError("training.compile=true needs a C++ compiler, and none is found: install one or leave it out")
+    if device.type == "cpu":
+        keep_freed_memory()
+    compiled = config.training.compile
+    if compiled and not can_compile(device):
+        logger.warning("training.compile=true is left out: no compiler was found (install g++, or name one in CXX)")
+        compiled = False
+    if compiled:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))
     run = run.model_copy(update={"device": str(device), "threads": threads})
-    return config.model_copy(update={"run": run}), device
+    training = config.training.model_copy(update={"compile": compiled})
+    return config.model_copy(update={"run": run, "training": training}), device
 
 
-def _has_compiler() -> bool:
-    """Whether torch.compile finds what it needs for the CPU; CXX names a compiler, as for torch itself."""
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile finds what it needs: on a CPU a C++ compiler (CXX names one, as for torch itself)."""
+    if device.type == "cuda":  # Triton comes with PyTorch for Linux only
+        return importlib.util.find_spec("triton") is not None
     return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++", "cl") if name)
 
 
@@ -191,8 +203,8 @@ class Parts:
             model.init_weights(torch.Generator().manual_seed(derived_seed("weights", config.run.seed)))
             return
         folder = resolve_model(config.model.init_from)
-        other = load_model_config(folder.path).model_dump()
-        mine = config.model.model_dump()
+        other = portable(load_model_config(folder.path).model_dump())
+        mine = portable(config.model.model_dump())
         ignored = ("dropout", "init_from", "init_std")
         differing = [
             f"model.{k}={mine[k]} is {other[k]} there" for k in mine if mine[k] != other[k] and k not in ignored
@@ -201,17 +213,9 @@ class Parts:
             raise RequestError(f"model.init_from={config.model.init_from} is another network: {', '.join(differing)}")
         model.load_state_dict(load_state(folder.path))
 
-    def objective(self) -> PretrainObjective:
+    def objective(self) -> Objective:
         """The meaning of the rows."""
-        config = self.config
-        return PretrainObjective(
-            self.data.train,
-            self.data.val,
-            context_length=config.model.context_length,
-            seed=config.run.seed,
-            byte_lengths=self.tokenizer.byte_lengths(),
-            validation_tokens=config.evaluation.max_tokens,
-        )
+        return make_objective(self.config, self.data, self.tokenizer)
 
 
 def assemble(
@@ -225,7 +229,7 @@ def assemble(
 
     saved: the resolved config of the run that goes on. tokenizer: that run's own.
     """
-    config, device = settle_hardware(config, saved)
+    config, device = settle_hardware(settle_extensions(config), saved)
     tokenizer = tokenizer or make_tokenizer(config, on_progress)
     model = config.model
     if model.vocab_size is None:
@@ -238,8 +242,8 @@ def assemble(
     data = prepare(config.data, tokenizer, on_progress=on_progress)
     data.require_context(model.context_length)
     config = settle_micro_batch(config, device, saved)
-    objective_rows = PretrainObjective(data.train, None, context_length=model.context_length, seed=0).rows_per_epoch
-    return Parts(config, device, tokenizer, data, steps_of(config, objective_rows))
+    steps = steps_of(config, make_objective(config, data, tokenizer).rows_per_epoch)
+    return Parts(config, device, tokenizer, data, steps)
 
 
 def steps_of(config: Config, rows_per_epoch: int) -> int:
