@@ -31,7 +31,7 @@ class Trainer:
             as_dict=lambda: {"parameters": 1000},
         )
 
-    def run_demo(self, out: Path | None) -> int:
+    def run_demo(self, out: Path | None, on_trained: Callable[[Path], object]) -> int:
         self.calls.append(("demo", None, {"out": out}))
         return self.status
 
@@ -62,6 +62,32 @@ def test_options_may_stand_anywhere(run: Callable, trainer: Trainer) -> None:
     [(_, config, options)] = trainer.calls
     assert options == {"run_dir": Path("a"), "resume": "auto"}
     assert (config.model.n_layer, config.loggers.console) == (2, "quiet")
+
+
+def test_flags_are_settings(run: Callable, trainer: Trainer, tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("loggers: {wandb: {enabled: true, project: mine}}")
+    run("train", file, "--threads", 3)
+    assert "is dropped because" in run("train", file, "--no-wandb").err
+    run("train", "shakespeare-char", "--no-wandb", "-q", "--threads=2", "run.threads=1")
+    (first, second, third) = [config for _, config, _ in trainer.calls]
+    assert (first.run.threads, first.loggers.wandb.enabled, first.loggers.wandb.project) == (3, True, "mine")
+    assert (second.run.threads, second.loggers.wandb.enabled) == (None, False)
+    assert (third.run.threads, third.loggers.wandb.enabled, third.loggers.console) == (2, False, "quiet")
+    for wrong in ("0", "-1", "many", "1.5"):
+        assert "thread" in run("train", "shakespeare-char", "--threads", wrong).complaint
+    assert len(trainer.calls) == 3
+
+
+def test_the_report_is_named_before_the_outcome(run: Callable, trainer: Trainer, monkeypatch) -> None:
+    reported: list[Path] = []
+    monkeypatch.setattr(
+        "minigpt.reporting.report_at_end", lambda folder, say: reported.append(folder) or folder / "report.html"
+    )
+    trainer.message = "trained 5 steps"
+    found = run("train", "shakespeare-char")
+    assert (found.status, found.err) == (0, "report: runs/x/report.html\ntrained 5 steps\n")
+    assert reported == [Path("runs/x")]
 
 
 @pytest.mark.parametrize("status", [0, 130, 143])

@@ -20,6 +20,7 @@ from minigpt.config import Config, load_config
 from minigpt.objectives import PretrainObjective
 from minigpt.storage import fs, list_checkpoints
 from minigpt.training import Result, Trainer, callbacks, run, train, trainer
+from minigpt.training.console import ConsoleLogger
 from minigpt.training.journal import RowJournal
 
 VARYING = ("time", "perf/", "memory/")  # what may differ between two runs of one config
@@ -54,24 +55,18 @@ def config(**changes: Any) -> Config:
     return load_config(tree)[0]
 
 
-class Console:
+class Console(ConsoleLogger):
     """Keeps what was said."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.metrics: list[dict[str, Any]] = []
 
-    def start(self, step: int, max_steps: int) -> None: ...
-
     def log(self, metrics: dict[str, Any]) -> None:
         self.metrics.append(metrics)
 
-    def sample(self, step: int, text: str) -> None: ...
-
     def message(self, text: str) -> None:
         self.lines.append(text)
-
-    def close(self) -> None: ...
 
 
 def train_quietly(settings: Config, folder: Path, **options: Any) -> Result:
@@ -122,6 +117,17 @@ def kit() -> SimpleNamespace:
     )
 
 
+@pytest.fixture(scope="session")
+def trackio_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where Trackio keeps its database: it looks once, when it is imported, so no test may import it before this."""
+    if "trackio" in sys.modules:
+        pytest.skip("trackio was imported already, and has a database elsewhere")
+    folder = tmp_path_factory.mktemp("trackio")
+    os.environ["TRACKIO_DIR"] = str(folder)
+    pytest.importorskip("trackio")
+    return folder
+
+
 class Killed(BaseException):
     """The process is dead: nothing that runs afterwards reaches the disk or makes a step."""
 
@@ -141,7 +147,9 @@ class Chaos:
         places: list[tuple[Any, str]] = [(fs, n) for n, f in vars(fs).items() if isinstance(f, FunctionType)]
         places += [(PretrainObjective, "training_step"), (PretrainObjective, "validation_step")]
         places += [(callbacks, "generate"), (RowJournal, "_write"), (run, "save_model")]
-        places += [(Trainer, n) for n in ("_hook", "log", "log_sample", "load", "evaluate", "_clip", "_after_step")]
+        places += [
+            (Trainer, n) for n in ("_hook", "log", "log_sample", "load", "evaluate", "_clip_factor", "_after_step")
+        ]
         for owner, name in places:
             monkeypatch.setattr(owner, name, self._wrap(name, getattr(owner, name)))
 

@@ -47,7 +47,8 @@ def test_a_fresh_folder_has_the_layout_of_a_run(tmp_path, kit):
     console = kit.Console()
     result = kit.train(kit.config(), tmp_path / "run", console=console)
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert names == {".lock", "config.yaml", "metrics.jsonl", "samples.jsonl", "tokenizer", "checkpoints", "model"}
+    files = {".lock", "config.yaml", "metrics.jsonl", "samples.jsonl", "environment.jsonl"}
+    assert names == files | {"tokenizer", "checkpoints", "model"}
     assert {"last", "best", "step-00000006"} <= {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
     assert (tmp_path / "run" / "checkpoints" / "last").read_text() == "step-00000006\n"
     files = {path.name for path in (tmp_path / "run" / "checkpoints" / "step-00000006").iterdir()}

@@ -42,7 +42,7 @@ def test_stopped_in_each_kind_of_work(tmp_path, kit, chaos, whole, number):
     settings, expected, moments = whole
     stopped = 0
     for label in (
-        "before _hook on_train_start", "after training_step", "before _clip", "before validation_step",
+        "before _hook on_train_start", "after training_step", "before _clip_factor", "before validation_step",
         "before generate", "before make_folder", "during write_file", "before log_sample",
     ):  # fmt: skip
         at = moments.index(label, moments.index("before _hook on_train_start"))

@@ -81,7 +81,7 @@ def test_the_loss_is_the_mean_over_all_valid_targets(tmp_path, kit, monkeypatch)
 
 
 def test_clipping_is_that_of_pytorch(tmp_path, kit):
-    """The gradients that the optimizer sees, against clip_grad_norm_ of the unclipped ones of an equal run."""
+    """The gradients that the update is made with, against clip_grad_norm_ of the unclipped ones of an equal run."""
     kept = {}
 
     class Keep(Callback):
@@ -90,7 +90,7 @@ def test_clipping_is_that_of_pytorch(tmp_path, kit):
 
         def on_before_optimizer_step(self, trainer):
             parameters = list(trainer.model.parameters())
-            kept.setdefault(self.name, ([p.grad.clone() for p in parameters], parameters))
+            kept.setdefault(self.name, ([p.grad * trainer.gradient_factor for p in parameters], parameters))
 
     for name, clip in (("plain", None), ("clipped", 0.05)):
         kit.train(kit.config(training__grad_clip=clip, **PLAIN), tmp_path / name, callbacks=[Keep(name)])

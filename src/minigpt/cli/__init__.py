@@ -87,6 +87,7 @@ def _usage_sentence(error: "TyperException") -> str:
 def _report(error: Exception) -> int:
     """One line on stderr about `error`, and its exit status. MINIGPT_DEBUG=1 adds the traceback."""
     from minigpt.config import RequestError, WorkError
+    from minigpt.config.extension import blamed
 
     if os.environ.get("MINIGPT_DEBUG", "0") not in ("", "0"):
         traceback.print_exception(error)
@@ -100,7 +101,8 @@ def _report(error: Exception) -> int:
     elif isinstance(error, OSError) and error.strerror:
         message = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror)
     else:
-        message = f"internal error: {type(error).__name__}: {error} (set MINIGPT_DEBUG=1 to see where)"
+        where = blamed(error) or "internal error"
+        message = f"{where}: {type(error).__name__}: {error} (set MINIGPT_DEBUG=1 to see where)"
     _flush_quietly()  # what was printed so far comes first
     print("minigpt:", " ".join(message.split()), file=sys.stderr)
     return 2 if isinstance(error, RequestError) else 1

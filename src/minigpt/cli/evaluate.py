@@ -11,6 +11,7 @@ from minigpt.cli.models import load_model, run_config
 from minigpt.cli.output import print_json, say, write
 from minigpt.cli.sources import SOURCE_HELP, progress_bar, source_data
 from minigpt.config import RequestError, load_config
+from minigpt.config.extension import require_trust
 
 if TYPE_CHECKING:
     from minigpt.data import TokenDataset
@@ -77,6 +78,7 @@ def evaluate(
     json: options.Json = False,
     device: options.Device = options.DEFAULT_DEVICE,
     threads: options.Threads = options.DEFAULT_THREADS,
+    trust_code: options.TrustCode = None,
 ) -> None:
     """Measure a model on a text or on a split of its run's data."""
     if data is not None and split is not None:
@@ -86,8 +88,8 @@ def evaluate(
         raise RequestError(f"{option} can have no effect with --task loss: leave it out or use --task perplexity")
     if data is not None:
         source_data([data])  # what is wrong with its words is said before the model is loaded
-    loaded = load_model(model, device, threads)
-    dataset = _dataset(loaded, data, split or Split.val)
+    loaded = load_model(model, device, threads, trust_code)
+    dataset = _dataset(loaded, data, split or Split.val, trust_code)
     if task is Task.loss:
         _report(_loss(loaded, dataset, limit), json)
     else:
@@ -103,12 +105,13 @@ def perplexity(
     json: options.Json = False,
     device: options.Device = options.DEFAULT_DEVICE,
     threads: options.Threads = options.DEFAULT_THREADS,
+    trust_code: options.TrustCode = None,
 ) -> None:
     """Short for: minigpt eval MODEL --task perplexity --data FILE."""
-    evaluate(model, Task.perplexity, file, None, limit, per_token, stride, json, device, threads)
+    evaluate(model, Task.perplexity, file, None, limit, per_token, stride, json, device, threads, trust_code)
 
 
-def _dataset(loaded: "LoadedModel", source: str | None, split: Split) -> "TokenDataset":
+def _dataset(loaded: "LoadedModel", source: str | None, split: Split, trust_code: bool | None) -> "TokenDataset":
     """The tokens of a source, or of a split of the run that the model belongs to."""
     from minigpt.data import prepare
 
@@ -123,6 +126,7 @@ def _dataset(loaded: "LoadedModel", source: str | None, split: Split) -> "TokenD
             f"{loaded.path} is in no run folder, so there is no --split {split} of its text: name a text with --data"
         )
     config, _ = load_config(path)
+    require_trust([*(config.data.train or []), *(config.data.val or [])], f"the text of {path}", trust_code)
     with progress_bar() as bar:
         prepared = prepare(config.data, loaded.tokenizer, on_progress=bar)
     found = prepared.train if split is Split.train else prepared.val

@@ -29,13 +29,14 @@ def generate(
     json: options.Json = False,
     device: options.Device = options.DEFAULT_DEVICE,
     threads: options.Threads = options.DEFAULT_THREADS,
+    trust_code: options.TrustCode = None,
 ) -> None:
     """Generate text from a model."""
     if prompt is not None or prompt_file is not None:
         one_of({"--prompt": prompt, "--prompt-file": prompt_file})
     text = read_text(prompt_file, "--prompt-file") if prompt_file is not None else prompt or ""
 
-    loaded = load_model(model, device, threads)
+    loaded = load_model(model, device, threads, trust_code)
     values = generation.model_dump()
     if generation.num_samples == 1 and not json:
         _stream(loaded, text, values)

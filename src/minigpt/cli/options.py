@@ -94,6 +94,10 @@ def _validated(section: type[Section], values: Mapping[str, Any]) -> Section:
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else")]
 Device = Annotated[str, key_flag("run.device")]
 Threads = Annotated[int | None, key_flag("run.threads")]
+TrustCode = Annotated[
+    bool | None,
+    typer.Option("--trust-code", help="Run the Python files that the model or its run brings along (read them first)"),
+]
 DEFAULT_DEVICE: str = key_default("run.device")
 DEFAULT_THREADS: int | None = key_default("run.threads")
 Config = Annotated[

@@ -32,6 +32,10 @@ def train(
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No progress, the same as loggers.console=quiet")
     ] = False,
+    threads: options.Threads = None,
+    no_wandb: Annotated[
+        bool, typer.Option("--no-wandb", help="No Weights & Biases, the same as loggers.wandb.enabled=false")
+    ] = False,
 ) -> None:
     """Train a model.
 
@@ -41,11 +45,19 @@ def train(
         raise RequestError("--json needs --dry-run: a run writes its numbers to metrics.jsonl in its folder")
     if resume not in ("auto", "never") and not Path(resume).exists():
         raise RequestError(f"--resume {resume} is neither auto nor never, nor does such a checkpoint exist")
-    settings, notes = load_config(config, [*(overrides or []), *(["loggers.console=quiet"] if quiet else [])])
+    chosen = [*(overrides or [])]
+    if quiet:
+        chosen.append("loggers.console=quiet")
+    if threads is not None:
+        chosen.append(f"run.threads={threads}")
+    if no_wandb:
+        chosen.append("loggers.wandb.enabled=false")
+    settings, notes = load_config(config, chosen)
     for note in notes:
         say(f"minigpt: {note}")
 
     from minigpt import training  # imports torch: only now that the request is known to make sense
+    from minigpt.reporting import report_at_end
 
     if dry_run:
         plan = training.dry_run(settings)
@@ -55,6 +67,9 @@ def train(
             print(plan.config_yaml.rstrip("\n"), *plan.lines, plan.batch_text, sep="\n")
         return
     result = training.train(settings, run_dir=run_dir, resume=resume)
+    report = report_at_end(result.run_dir, say)
+    if report is not None:
+        say(f"report: {report}")
     if result.message:
         say(result.message)
     if result.exit_status:
@@ -70,8 +85,9 @@ def demo(
     ] = None,
 ) -> None:
     """Watch a small model learn to tell stories in three minutes."""
+    from minigpt.reporting import report_at_end
     from minigpt.training.demo import run_demo
 
-    status = run_demo(out)
+    status = run_demo(out, lambda run_dir: report_at_end(run_dir, say))
     if status:
         raise typer.Exit(status)

@@ -2,12 +2,12 @@
 
 import contextlib
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from minigpt.config import Config, RequestError
+from minigpt.config.extension import portable
 from minigpt.model.count import count_parameters
 from minigpt.storage import (
     Checkpoint,
@@ -25,8 +25,10 @@ from minigpt.storage.checkpoint import CHECKPOINTS, POINTERS, resolve_pointer
 from minigpt.tokenizer import Tokenizer, load_tokenizer
 from minigpt.training.callbacks import Callback, make_callbacks
 from minigpt.training.console import ConsoleLogger, duration, make_console
+from minigpt.training.environment import record
+from minigpt.training.histograms import Histograms
 from minigpt.training.journal import RowJournal
-from minigpt.training.loggers import Logger
+from minigpt.training.loggers import Logger, make_loggers
 from minigpt.training.resume import newest_on_path, read_config, refuse_changes, write_config
 from minigpt.training.setup import Parts, Progress, assemble
 from minigpt.training.signals import StopRequested, StopSignals
@@ -58,10 +60,12 @@ def train(
     """Train a model, in RUN = `run_dir` or runs/<run.name>, to RUN/model.
 
     resume: `auto` goes on with an unfinished run of the same config; `never` refuses a used folder; a path starts a new
-    run from that checkpoint's full state. Raises RequestError for a wrong request and WorkError for failed work.
+    run from that checkpoint's full state. callbacks and loggers come besides those of the config.
+    Raises RequestError for a wrong request and WorkError for failed work.
     """
     run_dir = run_dir or Path("runs") / (config.run.name or "run")
     console = console or make_console(config.loggers.console)
+    loggers = [*make_loggers(config.loggers, console.message), *loggers]
     fresh_folder = not run_dir.exists()
     with StopSignals() as signals:
         try:
@@ -130,7 +134,8 @@ def _train_locked(
         console.message(f"going on from step {checkpoint.step} of {parts.max_steps} in {run_dir}")
     else:
         console.message(_headline(parts, run_dir))
-    console.start(checkpoint.step if checkpoint else 0, parts.max_steps)
+    record(run_dir, checkpoint.step if checkpoint else 0, parts.max_steps, parts.device)
+    console.watch(trainer)
     trainer.fit(checkpoint)
     if not (run_dir / "model").exists():
         save_model(run_dir / "model", trainer.model.config, trainer.model.state_dict(), parts.tokenizer)
@@ -151,6 +156,7 @@ def _make_trainer(
 ) -> Trainer:
     config = parts.config
     own = make_callbacks(config.callbacks, config.checkpoint, parts.tokenizer, config.run.seed)
+    own.insert(0, Histograms(config.loggers.histograms_every_steps))
     return Trainer(
         config,
         parts.model(),
@@ -160,7 +166,8 @@ def _make_trainer(
         device=parts.device,
         tokenizer=parts.tokenizer,
         callbacks=[*own[:-1], *callbacks, own[-1]],  # checkpoints come last, so that they hold what the others did
-        loggers=[*loggers, console],
+        loggers=loggers,
+        console=console,
         signals=signals,
         data_fingerprint=parts.data.fingerprint,
         initialise=parts.initialise,
@@ -194,7 +201,7 @@ def _load_origin(path: Path) -> Checkpoint:
 
 
 def _refuse_other_network(origin: Checkpoint, parts: Parts) -> None:
-    wanted, given = parts.config.model.model_dump(), origin.model_config.model_dump()
+    wanted, given = portable(parts.config.model.model_dump()), portable(origin.model_config.model_dump())
     differing = [
         f"model.{k} is {given[k]} there and {wanted[k]} here"
         for k in wanted
@@ -213,7 +220,7 @@ def _adopt(run_dir: Path, origin: Checkpoint, trainer: Trainer) -> None:
     journal = origin.path.parent.parent / "skipped.jsonl"
     state = origin.trainer_state | {
         "restorations": RowJournal(journal).restorations,  # none of them goes back behind the start of this run
-        "files": dict.fromkeys(trainer.files, 0),
+        "files": dict.fromkeys(trainer.logbook.files, 0),
         "data_fingerprint": trainer.data_fingerprint,
     }
     save_checkpoint(
@@ -246,13 +253,9 @@ def _headline(parts: Parts, run_dir: Path) -> str:
 
 def _progress(console: ConsoleLogger, signals: StopSignals) -> Progress:
     """Reports what takes long before training begins, and lets a signal end it."""
-    shown = {"at": time.monotonic()}
 
     def report(stage: str, done: int, total: int | None) -> None:
         signals.check()
-        if time.monotonic() - shown["at"] >= 2:
-            shown["at"] = time.monotonic()
-            of = f" of {total:,}" if total else ""
-            console.message(f"{stage}: {done:,}{of} {'bytes' if stage == 'download' else 'characters'}")
+        console.progress(stage, done, total, "bytes" if stage == "download" else "characters")
 
     return report

@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,13 +25,13 @@ from minigpt.config import Config, WorkError
 from minigpt.data import Prefetcher
 from minigpt.model import GPT
 from minigpt.objectives import Batch, Objective, stack
-from minigpt.optim import learning_rate, load_optimizer_tensors, make_optimizer, optimizer_tensors
+from minigpt.optim import learning_rate, load_optimizer_tensors, make_optimizer, optimizer_tensors, step_scaled
 from minigpt.storage import Checkpoint, prune, save_checkpoint
 from minigpt.tokenizer import Tokenizer
 from minigpt.training.batches import StepBatch, step_batch
-from minigpt.training.callbacks import Callback
+from minigpt.training.callbacks import Callback, by_name, callback_tensors, load_callback_tensors
 from minigpt.training.journal import RowJournal
-from minigpt.training.loggers import JsonlLogger, Logger, Metrics
+from minigpt.training.loggers import Histogram, LogBook, Logger, Metrics
 from minigpt.training.precision import LossScaler, autocast
 from minigpt.training.resume import discard_later, last_good_before
 from minigpt.training.seeds import seed_step
@@ -62,22 +63,24 @@ class Trainer:
         tokenizer: Tokenizer | None = None,
         callbacks: Sequence[Callback] = (),
         loggers: Sequence[Logger] = (),
+        console: Logger | None = None,
         signals: StopSignals | None = None,
         data_fingerprint: str = "",
         initialise: Callable[[GPT], None] | None = None,
     ) -> None:
         self.config, self.model, self.objective, self.device = config, model, objective, device
-        self.network: nn.Module = cast(nn.Module, torch.compile(model)) if config.training.compile else model
+        self.network: nn.Module = model
+        if config.training.compile:
+            model.compile_blocks()
         self.run_dir, self.max_steps, self.tokenizer = run_dir, max_steps, tokenizer
-        self.callbacks, self.loggers = list(callbacks), list(loggers)
+        self.callbacks, self.logbook = list(callbacks), LogBook(run_dir, loggers, console)
         self.signals = signals or StopSignals()
         self.data_fingerprint = data_fingerprint
         self._initialise = initialise or (lambda model: None)
         self.micro_batch = cast(int, config.training.micro_batch)
-        self.files = {name: JsonlLogger(run_dir / name) for name in ("metrics.jsonl", "samples.jsonl")}
         self.journal = RowJournal(run_dir / "skipped.jsonl")
         self.writer = BackgroundWriter(config.checkpoint.background)
-        self.speed = Speedometer(model.flops_per_token(), peak_flops(device, config.training.precision))
+        self.speed = Speedometer(model.flops_per_token(), partial(peak_flops, device, config.training.precision))
         self._fresh_callbacks = copy.deepcopy([callback.state_dict() for callback in self.callbacks])
         self._reset()
 
@@ -87,8 +90,7 @@ class Trainer:
         self._reset()
         for callback, state in zip(self.callbacks, copy.deepcopy(self._fresh_callbacks), strict=True):
             callback.load_state_dict(state)
-        for file in self.files.values():
-            file.truncate(0)
+        self.logbook.truncate({})
         self.journal.rewind(0)
 
     def _reset(self) -> None:
@@ -96,6 +98,7 @@ class Trainer:
         groups = self.objective.parameter_groups(self.model, self.config.optimizer.weight_decay)
         self.optimizer = make_optimizer(groups, self.config.optimizer)
         self.scaler = LossScaler(enabled=self.config.training.precision == "fp16")
+        self.gradient_factor = 1.0  # the update multiplies the gradients by this: clipping, and no more loss scale
         self.step = self.tokens = self.skipped = self.bad_streak = self.first_bad = 0
         self.best_loss = math.inf
         self.stop_reason: str | None = None
@@ -129,15 +132,15 @@ class Trainer:
             self.writer.wait()
             raise
         except BaseException as error:
+            self.logbook.failed(error)
             self._hook("on_exception", error)
             raise
         finally:
             self.writer.join()  # whoever holds the lock after us must not meet a half-written checkpoint
-            everyone: list[Logger] = [*self.loggers, *self.files.values()]
-            for logger in everyone:
-                logger.close()
+            self.logbook.close()
 
     def _run(self) -> None:
+        self.logbook.start(self.config, self.step, self.max_steps)
         self._hook("on_train_start")
         if not self._settled:  # a signal came between the last step and what follows it
             self._after_step(self.step)
@@ -178,12 +181,14 @@ class Trainer:
             if batch.valid:
                 (loss_sum * (self.scaler.scale / batch.valid)).backward()
             sums.append(loss_sum.detach())
-        loss = sum(torch.stack(sums).tolist()) / batch.valid if batch.valid else math.nan
-        norm = self._gradient_norm() if batch.valid else math.nan
+        loss = norm = math.nan
+        if batch.valid:
+            *losses, norm = torch.stack([*sums, self._gradient_norm()]).tolist()  # one wait for the device
+            loss, norm = sum(losses) / batch.valid, norm / self.scaler.scale
         if math.isfinite(loss) and math.isfinite(norm):
-            self._clip(norm)
+            self.gradient_factor = self._clip_factor(norm)
             self._hook("on_before_optimizer_step")
-            self.optimizer.step()
+            step_scaled(self.optimizer, self.gradient_factor)
             self.scaler.update(overflow=False)
             self.bad_streak = 0
         else:
@@ -197,21 +202,16 @@ class Trainer:
             metrics["train/restorations"] = restorations
         return metrics | {f"train/{key}": value for key, value in extra.items()}
 
-    def _gradients(self) -> list[Tensor]:
-        return [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+    def _gradient_norm(self) -> Tensor:
+        """Global L2 norm of the gradients, loss scale included."""
+        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
 
-    def _gradient_norm(self) -> float:
-        """Global L2 norm of the gradients, without the loss scale."""
-        norms = torch._foreach_norm(self._gradients())
-        return float(torch.linalg.vector_norm(torch.stack(norms))) / self.scaler.scale
-
-    def _clip(self, norm: float) -> None:
-        """Undo the loss scale and bring the norm down to the limit, in one pass."""
+    def _clip_factor(self, norm: float) -> float:
+        """What undoes the loss scale and brings the norm down to the limit."""
         limit = self.config.training.grad_clip
         factor = min(1.0, limit / (norm + 1e-6)) if limit is not None else 1.0
-        factor /= self.scaler.scale
-        if factor != 1.0:
-            torch._foreach_mul_(self._gradients(), factor)
+        return factor / self.scaler.scale
 
     def _bad_step(self, step: int, batch: StepBatch, loss: float, norm: float) -> None:
         """Skip the update. An overflow of fp16 that a smaller loss scale may cure does not count towards going back."""
@@ -286,8 +286,8 @@ class Trainer:
             "best_loss": None if math.isinf(self.best_loss) else self.best_loss,
             "stop_reason": self.stop_reason,
             "scaler": self.scaler.state_dict(),
-            "callbacks": {type(callback).__name__: callback.state_dict() for callback in self.callbacks},
-            "files": {name: file.position for name, file in self.files.items()},
+            "callbacks": {name: callback.state_dict() for name, callback in by_name(self.callbacks).items()},
+            "files": self.logbook.positions(),
             "settled": True,
         }
 
@@ -298,15 +298,14 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_save_checkpoint(self, state)
         weights = copy_to_cpu(self.model.state_dict())
-        moments = copy_to_cpu(optimizer_tensors(self.optimizer, self.model))
+        moments = copy_to_cpu(optimizer_tensors(self.optimizer, self.model) | callback_tensors(self.callbacks))
         if not all_finite(weights):
             raise WorkError(
                 f"the weights at step {self.step} are not finite; nothing was saved over the last checkpoint"
             )
         loss = self.validation[1] if self._settled and self.validation and self.validation[0] == self.step else None
         step, keep, amid_bad = self.step, self.config.checkpoint.keep_last, self.bad_streak > 0
-        for file in self.files.values():
-            file.sync()  # the checkpoint records their lengths, so what it counts must be as durable as it is
+        self.logbook.sync()  # the checkpoint records their lengths, so what it counts must be as durable as it is
 
         def write() -> None:
             save_checkpoint(
@@ -324,17 +323,17 @@ class Trainer:
         state = checkpoint.trainer_state
         self._reset()
         self.model.load_state_dict(checkpoint.model_state)
-        load_optimizer_tensors(self.optimizer, self.model, checkpoint.optimizer_state)
+        moments = load_callback_tensors(self.callbacks, checkpoint.optimizer_state)
+        load_optimizer_tensors(self.optimizer, self.model, moments)
         self.step, self.tokens, self._elapsed = checkpoint.step, state["tokens"], state["elapsed"]
         self.skipped, self.bad_streak, self.first_bad = state["skipped"], state["bad_streak"], state["first_bad"]
         self.best_loss = math.inf if state["best_loss"] is None else state["best_loss"]
         self.stop_reason = state["stop_reason"]
         self.scaler.load_state_dict(state["scaler"])
-        for callback in self.callbacks:
-            callback.load_state_dict(state["callbacks"].get(type(callback).__name__) or callback.state_dict())
+        for name, callback in by_name(self.callbacks).items():
+            callback.load_state_dict(state["callbacks"].get(name) or callback.state_dict())
             callback.on_load_checkpoint(self, state)
-        for name, file in self.files.items():
-            file.truncate(state["files"][name])
+        self.logbook.truncate(state["files"])
         self.journal.rewind(self.step)
         self._settled = state["settled"]
         self._saved_step = self.step if self._settled else None
@@ -376,21 +375,19 @@ class Trainer:
 
     def log(self, metrics: Metrics) -> None:
         """One line of metrics, to `metrics.jsonl` and every logger."""
-        line = {"step": self.step, "tokens": self.tokens, "time": round(self.elapsed, 3)} | metrics
-        everyone: list[Logger] = [self.files["metrics.jsonl"], *self.loggers]
-        for logger in everyone:
-            logger.log(line)
+        self.logbook.log({"step": self.step, "tokens": self.tokens, "time": round(self.elapsed, 3)} | metrics)
+
+    def log_histograms(self, step: int, values: dict[str, Histogram]) -> None:
+        """Histograms, to every logger."""
+        self.logbook.histograms(step, values)
 
     def log_sample(self, step: int, text: str) -> None:
         """A generated text, to `samples.jsonl` and every logger."""
-        self.files["samples.jsonl"].log({"step": step, "text": text})
-        for logger in self.loggers:
-            logger.sample(step, text)
+        self.logbook.sample(step, text)
 
     def say(self, message: str) -> None:
         """A line for people."""
-        for logger in self.loggers:
-            logger.message(message)
+        self.logbook.message(message)
 
     def _hook(self, name: str, *arguments: Any) -> None:
         for callback in self.callbacks:

@@ -1,33 +1,16 @@
-"""Where metrics go: `metrics.jsonl` always, and the console."""
+"""The run's own log: one JSON object a line, whose length a checkpoint records."""
 
 import json
 import math
 import os
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from minigpt.config import WorkError
-
-Metrics = dict[str, Any]
-
-
-class Logger(Protocol):
-    """What the trainer asks of a logger; all get the same keys."""
-
-    def log(self, metrics: Metrics) -> None:
-        """Take one line of metrics; `step` is always among them."""
-
-    def sample(self, step: int, text: str) -> None:
-        """Take a text generated at `step`."""
-
-    def message(self, text: str) -> None:
-        """Take a line for people."""
-
-    def close(self) -> None:
-        """The run is over."""
+from minigpt.training.loggers.base import Logger, Metrics
 
 
-class JsonlLogger:
+class JsonlLogger(Logger):
     """One JSON object a line, flushed line by line.
 
     `position` is the file's length, which checkpoints record; `truncate` goes back to it, so that a resumed run's file
@@ -64,12 +47,6 @@ class JsonlLogger:
                 data = data[self._file.write(data) :]
         except OSError as error:
             raise WorkError(f"could not write {self.path}: {error.strerror}; the last checkpoint is kept") from error
-
-    def sample(self, step: int, text: str) -> None:
-        """Samples have a file of their own."""
-
-    def message(self, text: str) -> None:
-        """Messages are for people."""
 
     def close(self) -> None:
         """Close the file."""
