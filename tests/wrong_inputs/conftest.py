@@ -113,8 +113,8 @@ def refused(world: World, capsys: pytest.CaptureFixture[str]) -> Callable[..., N
         assert main(arguments) == status, capsys.readouterr().err
         check_sentence(capsys.readouterr().err, words)
         after = world.content()
-        for name in ("run/metrics.jsonl", "run/samples.jsonl"):  # a run may have gone on before the disk was full
-            before.pop(name), after.pop(name)
+        for name in ("metrics", "samples", "environment"):  # a run may have gone on before the disk was full
+            before.pop(f"run/{name}.jsonl"), after.pop(f"run/{name}.jsonl")
         assert after == before
         assert not (world.folder / "new").is_dir()
 

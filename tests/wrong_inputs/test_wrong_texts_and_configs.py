@@ -71,7 +71,7 @@ def text_glob_without_match(w):
 
 @case(2, "data.train")
 def text_not_given(w):
-    return [a for a in w.train() if not a.startswith("data.train")]
+    return ["data.train=null" if a.startswith("data.train") else a for a in w.train()]
 
 
 @case(2, "val.txt", "model.context_length=16")
