@@ -19,7 +19,7 @@ import torch
 from minigpt.config import load_config
 from minigpt.data.demo.stories import stories
 from minigpt.objectives import stack
-from minigpt.optim import learning_rate, make_optimizer, step_scaled
+from minigpt.optim import learning_rate, make_optimizer
 from minigpt.training import Callback
 from minigpt.training.callbacks import make_callbacks
 from minigpt.training.precision import autocast
@@ -69,12 +69,12 @@ def bare(parts, steps):
             began = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, config)
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         with autocast(config.training.precision, parts.device):
             loss = model(batch["ids"], targets=batch["targets"]) / batch["targets"].numel()
         loss.backward()
         norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm([p.grad for p in parameters]))))
-        step_scaled(optimizer, min(1.0, limit / (norm + 1e-6)))
+        optimizer.step(min(1.0, limit / (norm + 1e-6)))
         loss.item()
     return (time.perf_counter() - began) / (steps - SKIPPED)
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from minigpt.config import ModelConfig, OptimizerConfig
 from minigpt.model import GPT
-from minigpt.optim import load_optimizer_tensors, make_optimizer, optimizer_tensors, parameter_groups, step_scaled
+from minigpt.optim import load_optimizer_tensors, make_optimizer, optimizer_tensors, parameter_groups
 
 
 def model(**changes):
@@ -124,9 +124,38 @@ def test_a_factor_is_applied_by_the_update_itself(factor):
         for a, b in zip(scaled.parameters(), plain.parameters(), strict=True):
             a.grad = torch.randn(a.shape, generator=generator) / factor
             b.grad = a.grad * factor
-        step_scaled(ours, factor)
+        ours.step(factor)
         theirs.step()
     for a, b in zip(scaled.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
-    ours.step()  # nothing of the factor is left behind
-    assert getattr(ours, "grad_scale", None) is None
+
+
+def test_bit_equal_to_pytorchs_fused_one():
+    ours, theirs = model(), model()
+    mine, config = make(ours)
+    other = torch.optim.AdamW(
+        parameter_groups(theirs.named_parameters(), config.weight_decay),
+        lr=config.lr, betas=tuple(config.betas), eps=config.eps, fused=True,
+    )  # fmt: skip
+    for seed in range(4):
+        for optimizer in (mine, other):
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-3 * (seed + 1)
+        step(ours, mine, seed)
+        step(theirs, other, seed)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert all(torch.equal(mine.state[a][key], other.state[b][key]) for key in other.state[b])
+
+
+def test_what_has_no_gradient_is_left_alone():
+    network = model()
+    optimizer, _ = make(network)
+    first, *rest = network.parameters()
+    before = [p.clone() for p in network.parameters()]
+    first.grad = torch.ones_like(first)
+    optimizer.step()
+    assert not torch.equal(first, before[0]) and list(optimizer.state) == [first]
+    assert all(torch.equal(a, b) for a, b in zip(rest, before[1:], strict=True))
+    optimizer.zero_grad()
+    assert first.grad is None

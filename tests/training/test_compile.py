@@ -2,6 +2,8 @@
 
 import logging
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -26,3 +28,19 @@ def test_which_compilers_count(monkeypatch, found, expected):
     monkeypatch.setenv("CXX", "my-cc")
     monkeypatch.setattr(shutil, "which", lambda name: name if name in found else None)
     assert setup.can_compile(torch.device("cpu")) is expected
+
+
+def test_the_compiler_is_not_imported_unless_it_is_asked_for(tmp_path):
+    """It takes seconds and 70 MB."""
+    code = """if True:
+        import sys
+        import minigpt
+        model = {"n_layer": 1, "n_head": 1, "n_embd": 16, "context_length": 8}
+        training = {"max_steps": 2, "batch_tokens": 16, "precision": "bf16"}
+        data = {"train": {"text": "to be or not to be " * 20}}
+        config = {"model": model, "training": training, "data": data, "tokenizer": {"kind": "char"}}
+        minigpt.train(config, run_dir=sys.argv[1], run__device="cpu", loggers__console="quiet")
+        assert "torch._inductor" not in sys.modules and "torch._dynamo" not in sys.modules
+    """
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

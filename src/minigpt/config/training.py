@@ -18,7 +18,7 @@ class RunConfig(Section):
     device: str = "auto"
     """cpu, cuda, cuda:N, mps, or auto for the best one present."""
     threads: int | None = Field(None, ge=1)
-    """CPU threads that PyTorch uses; null means the cores this process may use."""
+    """CPU threads that PyTorch uses; null means the physical cores that this process may use."""
     deterministic: bool = True
     """Use PyTorch's deterministic algorithms, so that two runs are equal to the bit on the same hardware."""
 
@@ -82,7 +82,7 @@ class TrainingConfig(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the network: fp32, or autocast to bf16, or to fp16 with loss scaling. Weights stay fp32."""
     compile: bool = False
-    """Compile the network with torch.compile (needs a C++ compiler)."""
+    """Compile each block of the network with torch.compile; left out, with one line, where no compiler is found."""
     grad_clip: float | None = Field(1.0, gt=0)
     """Scale gradients down to this global norm; null means never."""
     overfit_batches: int | None = Field(None, ge=1)

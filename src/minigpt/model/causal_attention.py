@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-KEEP_TOKENS = 128
+KEEP_TOKENS = 512
 """Up to this context the weights, T / 2 numbers a head and token, are few enough to be kept for the backward pass."""
 SMALLEST_BLOCK, LARGEST_BLOCK, BLOCKS = 64, 256, 4
 """Queries at once: a context is cut into this many blocks, within these sizes. Measured; flat around the optimum."""

@@ -55,7 +55,8 @@ class GPT(nn.Module):
             raise ValueError("model.vocab_size is not set: take the tokenizer's")
         self.config, self.vocab_size = config, config.vocab_size
         C, E, factorised = config.n_embd, config.embed_size, config.embedding_size is not None
-        self.embed = nn.Embedding(config.padded_vocab_size, E)
+        # not drawn here: `init_weights` does, and on the meta device drawing would import the compiler
+        self.embed = nn.Embedding.from_pretrained(torch.empty(config.padded_vocab_size, E), freeze=False)
         self.embed_up = nn.Linear(E, C, bias=False) if factorised else nn.Identity()
         self.position = build_positions(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))

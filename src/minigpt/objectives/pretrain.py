@@ -72,4 +72,4 @@ class PretrainObjective:
 
 def _row(dataset: TokenDataset, start: int, stop: int) -> Row:
     window = dataset.tokens(start, stop).astype(np.int64)
-    return {"ids": window[:-1], "targets": window[1:]}
+    return {"ids": window[:-1], "targets": window[1:].copy()}  # a copy: who masks targets must not change the inputs

@@ -1,19 +1,19 @@
 """Optimizers, parameter groups and schedules."""
 
 from minigpt.optim.adamw import (
+    AdamW,
     load_optimizer_tensors,
     make_optimizer,
     optimizer_tensors,
     parameter_groups,
-    step_scaled,
 )
 from minigpt.optim.schedule import learning_rate
 
 __all__ = [
+    "AdamW",
     "learning_rate",
     "load_optimizer_tensors",
     "make_optimizer",
     "optimizer_tensors",
     "parameter_groups",
-    "step_scaled",
 ]

@@ -25,7 +25,7 @@ from minigpt.config import Config, WorkError
 from minigpt.data import Prefetcher
 from minigpt.model import GPT
 from minigpt.objectives import Batch, Objective, stack
-from minigpt.optim import learning_rate, load_optimizer_tensors, make_optimizer, optimizer_tensors, step_scaled
+from minigpt.optim import learning_rate, load_optimizer_tensors, make_optimizer, optimizer_tensors
 from minigpt.storage import Checkpoint, prune, save_checkpoint
 from minigpt.tokenizer import Tokenizer
 from minigpt.training.batches import StepBatch, step_batch
@@ -170,7 +170,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.network.train()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         sums: list[Tensor] = []
         extra: dict[str, float] = {}
         for i, micro_batch in enumerate(batch.micro_batches):
@@ -188,7 +188,7 @@ class Trainer:
         if math.isfinite(loss) and math.isfinite(norm):
             self.gradient_factor = self._clip_factor(norm)
             self._hook("on_before_optimizer_step")
-            step_scaled(self.optimizer, self.gradient_factor)
+            self.optimizer.step(self.gradient_factor)
             self.scaler.update(overflow=False)
             self.bad_streak = 0
         else:
