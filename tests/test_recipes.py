@@ -27,8 +27,8 @@ from minigpt.data.order import WindowOrder
 from minigpt.training.setup import GPT2_FILES, GPT2_URL, assemble, make_tokenizer
 
 HUB = "huggingface.co"
-RECIPES = ["shakespeare-char", "shakespeare-char-gpu", "the-verdict", "tinystories", "redpajama-sample",
-           "fineweb-edu-10b"]  # fmt: skip
+RECIPES = ["shakespeare-char", "shakespeare-char-fast", "shakespeare-char-gpu", "the-verdict", "tinystories",
+           "redpajama-sample", "fineweb-edu-10b"]  # fmt: skip
 SMALL = ["model.n_layer=1", "model.n_head=2", "model.n_embd=32", "model.context_length=32", "training.batch_tokens=128",
          "training.micro_batch=4", "training.max_steps=2", "schedule.warmup_steps=1", "evaluation.max_tokens=128",
          "loggers.console=plain"]  # fmt: skip
@@ -164,6 +164,7 @@ def test_the_addresses_of_many_files() -> None:
 
 CLAIMS = {
     "shakespeare-char": ("0.8M parameters", 65),
+    "shakespeare-char-fast": ("0.23M parameters", 65),
     "shakespeare-char-gpu": ("10.7M parameters", 65),
     "the-verdict": ("0.14M parameters", 512),
     "tinystories": ("17.6M parameters", 10_000),
@@ -190,7 +191,7 @@ def test_the_size_is_what_the_comment_says(preset: str) -> None:
 # --- end to end
 
 
-@pytest.mark.parametrize("preset", ["shakespeare-char", "shakespeare-char-gpu"])
+@pytest.mark.parametrize("preset", ["shakespeare-char", "shakespeare-char-fast", "shakespeare-char-gpu"])
 def test_shakespeare_from_the_real_file(
     preset: str, web: Web, minigpt: Callable[..., str], test_data: Callable[[str], Path]
 ) -> None:

@@ -18,9 +18,12 @@ GPT2 = {
     "optimizer.weight_decay": 0.1, "optimizer.betas": [0.9, 0.95], "model.tie_embeddings": True, "model.bias": True,
     "model.norm": "layernorm", "model.position": "learned", "model.mlp": "gelu_tanh", "model.norm_eps": 1e-5,
 }  # fmt: skip
-DEFAULT_FAMILY = {
+DEFAULTS = {
     "model.norm": "rmsnorm", "model.position": "rope", "model.mlp": "swiglu", "model.qk_norm": True,
-    "model.bias": False, "model.n_layer": 12, "model.n_head": 12, "model.n_embd": 768,
+    "model.bias": False,
+}  # fmt: skip
+DEFAULT_FAMILY = DEFAULTS | {
+    "model.n_layer": 12, "model.n_head": 12, "model.n_embd": 768,
     "training.batch_tokens": 524_288, "optimizer.lr": 6e-4, "schedule.warmup_steps": 715,
 }  # fmt: skip
 WANTED = {
@@ -29,6 +32,7 @@ WANTED = {
         "model.n_layer": 6, "model.n_head": 6, "model.n_embd": 384, "model.context_length": 256,
         "training.batch_tokens": 64 * 256, "training.max_steps": 5000, "model.dropout": 0.2,
     },
+    "shakespeare-char-fast": DEFAULTS | {"training.precision": "bf16", "evaluation.every_steps": None},
     "gpt2-124m": GPT2,
     "gpt2-124m-2048": GPT2 | {"model.context_length": 2048, "model.vocab_size": 50_304},
     "default-124m": DEFAULT_FAMILY,

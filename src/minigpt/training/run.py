@@ -247,8 +247,12 @@ def _headline(parts: Parts, run_dir: Path) -> str:
     return (
         f"{run_dir}: {count_parameters(config.model) / 1e6:.2f}M parameters, vocabulary {config.model.vocab_size:,}, "
         f"training tokens {tokens:,}{validation}; {parts.max_steps:,} steps of {config.training.batch_tokens:,} tokens "
-        f"({config.training.precision}, {config.run.device}, {config.run.threads} threads)"
+        f"({config.training.precision}, {config.run.device}, {_count(config.run.threads or 1, 'thread')})"
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _progress(console: ConsoleLogger, signals: StopSignals) -> Progress:
