@@ -169,7 +169,8 @@ class Trainer:
         lr = learning_rate(step, self.max_steps, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.network.train()
+        if not self.network.training:  # setting it visits every module
+            self.network.train()
         self.optimizer.zero_grad()
         sums: list[Tensor] = []
         extra: dict[str, float] = {}
