@@ -1,12 +1,14 @@
 """The config of a run: a strict pydantic tree, read from presets, files and overrides. Needs no torch."""
 
 from minigpt.config.base import Section
-from minigpt.config.data import DataConfig, SourceConfig, TokenizerConfig
+from minigpt.config.data import DataConfig, StageConfig
 from minigpt.config.errors import RequestError, WorkError
 from minigpt.config.generation import GenerationConfig
 from minigpt.config.loading import config_yaml, load_config, preset_names, resolved
 from minigpt.config.loggers import LoggersConfig, TrackioConfig, WandbConfig
 from minigpt.config.model import ModelConfig
+from minigpt.config.sources import OwnSource, SourceConfig
+from minigpt.config.tokenizer import TokenizerConfig
 from minigpt.config.training import (
     CallbacksConfig,
     CheckpointConfig,
@@ -29,10 +31,12 @@ __all__ = [
     "ModelConfig",
     "MonitorConfig",
     "OptimizerConfig",
+    "OwnSource",
     "RequestError",
     "SampleConfig",
     "Section",
     "SourceConfig",
+    "StageConfig",
     "TokenizerConfig",
     "TrackioConfig",
     "TrainingConfig",

@@ -84,7 +84,7 @@ class Extension(Section):
     @model_serializer(mode="wrap")
     def _only_what_is_set(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         tree: dict[str, Any] = handler(self)
-        return {key: value for key, value in tree.items() if key != "sha256" or value is not None}
+        return {key: value for key, value in tree.items() if value is not None or key not in type(self).model_fields}
 
     @model_validator(mode="after")
     def _built_in_ones_have_no_options(self) -> Self:

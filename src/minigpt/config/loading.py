@@ -233,7 +233,7 @@ def _sentence(error: ValidationError) -> str:
 
 
 def _source_fields() -> list[str]:
-    from minigpt.config.data import SourceConfig
+    from minigpt.config.sources import SourceConfig
 
     return list(SourceConfig.model_fields)
 

@@ -1,13 +1,16 @@
 """The whole config: one tree, and the rules that hold between its sections."""
 
+from collections.abc import Callable
 from typing import Any, Self
 
 from pydantic import PrivateAttr, model_validator
 
 from minigpt.config.base import Section
-from minigpt.config.data import DataConfig, TokenizerConfig
+from minigpt.config.data import DataConfig
 from minigpt.config.loggers import LoggersConfig
 from minigpt.config.model import ModelConfig
+from minigpt.config.sources import SourceConfig
+from minigpt.config.tokenizer import TRAINED, TokenizerConfig
 from minigpt.config.training import (
     CallbacksConfig,
     CheckpointConfig,
@@ -97,11 +100,15 @@ def ineffective(config: Config) -> dict[str, str]:
 
     rule(model.position != "rope", "model.position=learned has no rotation",
          "model.rope_theta", "model.partial_rotary_factor")  # fmt: skip
-    rule(tokenizer.kind != "bpe", f"tokenizer.kind={tokenizer.kind} trains no BPE",
-         "tokenizer.vocab_size", "tokenizer.pattern", "tokenizer.special_tokens")  # fmt: skip
-    rule(tokenizer.kind in ("bpe", "char"), f"tokenizer.kind={tokenizer.kind} is built from the training text",
+    _data_rules(data, rule)
+    rule(tokenizer.kind != "bpe", f"tokenizer.kind={tokenizer.kind} trains no byte-level BPE", "tokenizer.pattern")
+    rule(tokenizer.kind == "char" or tokenizer.kind not in TRAINED,
+         f"tokenizer.kind={tokenizer.kind} learns no vocabulary", "tokenizer.vocab_size", "tokenizer.special_tokens",
+         "tokenizer.sample_characters")  # fmt: skip
+    rule(tokenizer.kind in TRAINED, f"tokenizer.kind={tokenizer.kind} is built from the training text",
          "tokenizer.path")  # fmt: skip
-    rule(data.val is not None, "data.val gives the validation text", "data.val_fraction")
+    rule(tokenizer.kind != "tiktoken", f"tokenizer.kind={tokenizer.kind} is no encoding of tiktoken",
+         "tokenizer.encoding")  # fmt: skip
     rule(tokenizer.kind == "char", "tokenizer.kind=char has no end-of-text token", "data.append_eot")
     rule(schedule.kind == "constant", "schedule.kind=constant does not decay", "schedule.min_lr")
     rule(schedule.kind != "wsd", f"schedule.kind={schedule.kind} decays over the whole run", "schedule.decay_fraction")
@@ -126,6 +133,22 @@ def ineffective(config: Config) -> dict[str, str]:
          "loggers.histograms_every_steps")  # fmt: skip
     rule(model.init_from is not None, "model.init_from gives the initial weights", "model.init_std")
     return off
+
+
+def _data_rules(data: DataConfig, rule: Callable[..., None]) -> None:
+    """What can have no effect in the section `data`."""
+    rule(data.val is not None, "data.val gives the validation text", "data.val_fraction", "data.val_documents")
+    rule(data.streaming, "data.streaming=true does not know how long the text is", "data.val_fraction")
+    rule(data.streaming, "data.streaming=true shuffles within a buffer", "data.shuffle_tokens")
+    rule(data.streaming, "data.streaming=true writes no files of tokens", "data.shard_tokens")
+    rule(not data.streaming, "data.streaming=false reads the whole text first",
+         "data.val_documents", "data.shuffle_buffer")  # fmt: skip
+    rule(not data.shuffle, "data.shuffle=false keeps the text's order", "data.shuffle_tokens", "data.shuffle_buffer")
+    rule(not data.document_mask, "data.document_mask=false has one text in a row", "data.restart_positions")
+    rule(not data.is_mixture, "the sources of data.train are no mixture", "data.max_epochs")
+    stores = [s for s in [*(data.train or []), *(data.val or [])] if isinstance(s, SourceConfig) and s.shards]
+    rule(not any("://" in str(s.shards) for s in stores), "no source of data.train or data.val is in a store",
+         "data.store_cache_gb")  # fmt: skip
 
 
 def fields(section: type[Section] = Config, prefix: str = "") -> dict[str, tuple[Any, Any, str]]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from minigpt.config import DataConfig, RequestError, SourceConfig
+from minigpt.config import DataConfig, OwnSource, RequestError, SourceConfig
 from minigpt.config.extension import Extension
 from minigpt.data.download import DownloadError, Progress, download
 from minigpt.data.files import kind_of, local_files
@@ -31,7 +31,7 @@ from minigpt.data.token_files import is_token_file
 DEFAULT_FIELD = "text"
 DEFAULT_DEMO_DOCUMENTS = 50_000
 
-AnySource = SourceConfig | Extension
+AnySource = SourceConfig | OwnSource
 
 
 @dataclass(frozen=True)
