@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from minigpt.config import Config
-from minigpt.objectives import Batch, Objective, stack, valid_targets
+from minigpt.objectives import IGNORED, Batch, Objective, Row, stack, valid_targets
 
 
 @dataclass
@@ -15,6 +15,8 @@ class StepBatch:
     micro_batches: list[Batch]
     valid: int
     """Valid targets of the whole step: the loss is divided by this."""
+    source_tokens: list[int]
+    """Valid targets by source, in the order of the objective's `source_names`; [] where it has none."""
 
 
 def step_batch(objective: Objective, rows: list[int], config: Config) -> StepBatch:
@@ -24,4 +26,13 @@ def step_batch(objective: Objective, rows: list[int], config: Config) -> StepBat
     made = [objective.row(row) for row in rows]
     size = cast(int, config.training.micro_batch)
     micro_batches = [stack(made[i : i + size]) for i in range(0, len(made), size)]
-    return StepBatch(rows, micro_batches, sum(valid_targets(batch) for batch in micro_batches))
+    valid = sum(valid_targets(batch) for batch in micro_batches)
+    return StepBatch(rows, micro_batches, valid, _source_tokens(objective, rows, made))
+
+
+def _source_tokens(objective: Objective, rows: list[int], made: list[Row]) -> list[int]:
+    tokens = [0] * len(getattr(objective, "source_names", ()))
+    if tokens:
+        for index, row in zip(rows, made, strict=True):
+            tokens[objective.row_source(index)] += int((row["targets"] != IGNORED).sum())  # type: ignore[attr-defined]
+    return tokens

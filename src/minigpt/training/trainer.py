@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from minigpt.config import Config, WorkError
 from minigpt.data import Prefetcher
 from minigpt.model import GPT
-from minigpt.objectives import Batch, Objective, stack
+from minigpt.objectives import Batch, Objective
 from minigpt.optim import learning_rate, load_optimizer_tensors, make_optimizer, optimizer_tensors
 from minigpt.storage import Checkpoint, prune, save_checkpoint
 from minigpt.tokenizer import Tokenizer
@@ -37,7 +37,9 @@ from minigpt.training.resume import discard_later, last_good_before
 from minigpt.training.seeds import seed_step
 from minigpt.training.signals import StopRequested, StopSignals
 from minigpt.training.snapshots import BackgroundWriter, all_finite, copy_to_cpu
+from minigpt.training.sources import SeenSources
 from minigpt.training.telemetry import Speedometer, peak_flops, peak_memory_mb
+from minigpt.training.validation import validate, validation_sets
 
 
 class _Restore(Exception):
@@ -100,6 +102,7 @@ class Trainer:
         self.scaler = LossScaler(enabled=self.config.training.precision == "fp16")
         self.gradient_factor = 1.0  # the update multiplies the gradients by this: clipping, and no more loss scale
         self.step = self.tokens = self.skipped = self.bad_streak = self.first_bad = 0
+        self.seen = SeenSources(self.objective)
         self.best_loss = math.inf
         self.stop_reason: str | None = None
         self.validation: tuple[int, float] | None = None  # the last evaluation: its step and loss
@@ -156,8 +159,10 @@ class Trainer:
                 metrics = self._train_step(step, batch)
                 self.speed.step(time.perf_counter() - began, batches.wait_ms, batch.valid)
                 self.step, self.tokens = step, self.tokens + batch.valid
+                self.seen.add(batch)
                 if step % self.config.loggers.every_steps == 0 or step in (1, self.max_steps) or self.bad_streak:
-                    self.log(metrics | self.speed.report() | {"memory/peak_mb": round(peak_memory_mb(self.device), 1)})
+                    machine = self.speed.report() | {"memory/peak_mb": round(peak_memory_mb(self.device), 1)}
+                    self.log(metrics | self.seen.metrics(batch) | machine)
                 self._after_step(step)
 
     def _make_batch(self, step: int) -> StepBatch:
@@ -178,7 +183,7 @@ class Trainer:
             self.signals.check()
             seed_step(self.config.run.seed, step, i)
             with self.autocast():
-                loss_sum, _, extra = self.objective.training_step(self.network, self._to_device(micro_batch))
+                loss_sum, _, extra = self.objective.training_step(self.network, self.to_device(micro_batch))
             if batch.valid:
                 (loss_sum * (self.scaler.scale / batch.valid)).backward()
             sums.append(loss_sum.detach())
@@ -244,29 +249,12 @@ class Trainer:
 
     # ---- evaluation ----------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def evaluate(self) -> Metrics:
-        """Validation loss (and bits per byte) over the whole validation set; logs it."""
-        overfit = self.config.training.overfit_batches
-        count = self.objective.validation_rows if overfit is None else overfit * self.config.batch_rows
-        if not count:
+        """Validation loss (and bits per byte) over the whole validation set, and by source; logs it."""
+        if not any(rows for _, rows in validation_sets(self)):
             return {}
         self._hook("on_validation_start")
-        row = self.objective.validation_row if overfit is None else self.objective.row
-        nats, tokens, size = 0.0, 0, 0.0
-        self.network.eval()
-        for first in range(0, count, self.micro_batch):
-            self.signals.check()
-            batch = stack([row(i) for i in range(first, min(first + self.micro_batch, count))])
-            with self.autocast():
-                loss_sum, valid, extra = self.objective.validation_step(self.network, self._to_device(batch))
-            nats, tokens, size = nats + float(loss_sum), tokens + valid, size + extra.get("bytes", 0.0)
-        self.network.train()
-        if not tokens:
-            raise WorkError("the validation set has no valid target: every one is masked")
-        metrics: Metrics = {"val/loss": nats / tokens}
-        if size:
-            metrics["val/bpb"] = nats / math.log(2) / size
+        metrics = validate(self)
         self.best_loss = min(self.best_loss, metrics["val/loss"])  # as it was if the new one is NaN
         self.validation = (self.step, metrics["val/loss"])
         self.log(metrics)
@@ -279,6 +267,7 @@ class Trainer:
         """Everything of the state but tensors."""
         return {
             "tokens": self.tokens,
+            "sources": dict(self.seen.tokens),
             "elapsed": self.elapsed,
             "skipped": self.skipped,
             "bad_streak": self.bad_streak,
@@ -327,6 +316,7 @@ class Trainer:
         moments = load_callback_tensors(self.callbacks, checkpoint.optimizer_state)
         load_optimizer_tensors(self.optimizer, self.model, moments)
         self.step, self.tokens, self._elapsed = checkpoint.step, state["tokens"], state["elapsed"]
+        self.seen.tokens |= state.get("sources", {})  # a checkpoint of before there were mixtures has none
         self.skipped, self.bad_streak, self.first_bad = state["skipped"], state["bad_streak"], state["first_bad"]
         self.best_loss = math.inf if state["best_loss"] is None else state["best_loss"]
         self.stop_reason = state["stop_reason"]
@@ -394,5 +384,6 @@ class Trainer:
         for callback in self.callbacks:
             getattr(callback, name)(self, *arguments)
 
-    def _to_device(self, batch: Batch) -> Batch:
+    def to_device(self, batch: Batch) -> Batch:
+        """A batch where the network is."""
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}

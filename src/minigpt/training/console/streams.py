@@ -108,5 +108,6 @@ def _redirect_logging(old: TextIO, new: TextIO) -> None:
 def _handlers() -> Iterator["logging.StreamHandler[TextIO]"]:
     for logger in [logging.root, *list(logging.root.manager.loggerDict.values())]:
         for handler in getattr(logger, "handlers", ()):  # a name without a logger of its own has none
-            if isinstance(handler, logging.StreamHandler):
+            # one that asks for sys.stderr each time (logging.lastResort) keeps no stream
+            if isinstance(handler, logging.StreamHandler) and "stream" in vars(handler):
                 yield handler
