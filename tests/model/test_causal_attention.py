@@ -82,3 +82,38 @@ def test_the_model_gives_the_same_with_either_kernel(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(Attention, "_blockwise", lambda self, q, span: True)
         blockwise = model(ids)
     torch.testing.assert_close(blockwise, fused, rtol=1e-9, atol=1e-10)
+
+
+def by_document(q: Tensor, k: Tensor, v: Tensor, documents: Tensor) -> Tensor:
+    """Each document of each row alone."""
+    y = torch.empty_like(q)
+    for b, row in enumerate(documents):
+        for number in row.unique():
+            at = row == number
+            y[b, at] = reference(*(x[b : b + 1, at] for x in (q, k, v)))[0]
+    return y
+
+
+@pytest.mark.parametrize("T", [1, SMALLEST_BLOCK + 1, 300, KEEP_TOKENS + 1])
+@pytest.mark.parametrize(("H", "K"), [(3, 3), (4, 2)])
+def test_documents_are_as_if_alone(T: int, H: int, K: int) -> None:
+    *inputs, dy = heads(2, T, H, K, 8)
+    starts = torch.rand(2, T, generator=torch.Generator().manual_seed(T)) < 0.05
+    documents = starts.cumsum(1)
+    mine, theirs = ([x.clone().requires_grad_() for x in inputs] for _ in range(2))
+    y, expected = causal_attention(*mine, documents), by_document(*theirs, documents)
+    torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-12)
+    for a, b in zip(torch.autograd.grad(y, mine, dy), torch.autograd.grad(expected, theirs, dy), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["positions restart", "positions go on"])
+def test_a_model_in_bf16_masks_documents_as_in_fp32(given: bool) -> None:
+    model = GPT(ModelConfig(n_layer=2, n_head=2, n_embd=32, context_length=100, vocab_size=50))
+    ids = torch.randint(50, (2, 100), generator=torch.Generator().manual_seed(1))
+    documents = (torch.arange(100) // 17).expand(2, -1)
+    positions = torch.arange(100).expand(2, -1) if given else None
+    exact = model(ids, document_ids=documents, positions=positions)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model(ids, document_ids=documents, positions=positions)
+    assert float((rounded - exact).detach().norm() / exact.detach().norm()) < 2**-5

@@ -35,7 +35,7 @@ class Attention(nn.Module):
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is None and self._blockwise(q, span):
-            y = causal_attention(q, k, v).reshape(B, T, self.n_head * self.head_dim)
+            y = causal_attention(q, k, v, span.documents).reshape(B, T, self.n_head * self.head_dim)
             return F.dropout(self.out(y), self.dropout, self.training)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, heads, T, D) each
         if cache is not None:
@@ -52,7 +52,8 @@ class Attention(nn.Module):
 
     def _blockwise(self, q: Tensor, span: Span) -> bool:
         """Whether `causal_attention` does it faster than the fused kernel."""
-        plain = span.causal and span.mask is None and not (self.dropout and self.training)
+        masked = span.mask is not None and span.documents is None
+        plain = span.causal and not masked and not (self.dropout and self.training)
         return plain and q.is_cpu and q.dtype == torch.bfloat16 and q.size(1) > 1
 
     def make_cache(self, batch: int, length: int, dtype: torch.dtype, device: torch.device) -> LayerCache:

@@ -20,6 +20,8 @@ class Span:
     """(B or 1, T) int64, absolute; never negative (padding is put at 0, which is harmless since none sees it)."""
     mask: Tensor | None = None
     """(B or 1, 1, T, S) bool, True where query t may see slot s; None: see `causal`."""
+    documents: Tensor | None = None
+    """(B, T) integers, where the mask says no more than that tokens see those before them of the same number."""
     causal: bool = True
     """Without a mask: token t sees tokens up to t of this pass (True), or everything stored (False)."""
     start: int | None = 0

@@ -195,13 +195,14 @@ class GPT(nn.Module):
         if positions is None:
             if document_ids is None:
                 return Span(index[None])
-            return Span(_positions_in_documents(document_ids, index), _visible(index, document_ids))
+            return Span(_positions_in_documents(document_ids, index), _visible(index, document_ids), document_ids)
         if positions.device.type == "cpu" and positions.numel() and int(positions.max()) >= longest:
             raise ValueError(f"position {int(positions.max())} is beyond model.context_length={longest}")
         positions = positions.to(ids.device)
         # padding is seen by none but itself: with nothing at all to see, some kernels give NaN
         mask = (_visible(index, document_ids) & (positions >= 0)[:, None, None, :]) | (index == index[:, None])
-        return Span(positions.clamp(min=0), mask)
+        padded = positions.device.type != "cpu" or bool((positions < 0).any())
+        return Span(positions.clamp(min=0), mask, None if padded else document_ids)
 
 
 def _visible(index: Tensor, document_ids: Tensor | None) -> Tensor:

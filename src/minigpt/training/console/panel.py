@@ -29,6 +29,7 @@ NARROWEST = 20  # columns that curves, tables and samples need
 ROOMY = 100  # columns from which figures stand further apart
 MOST_SAMPLE = 100  # columns: longer lines are hard to read
 CHART = 4  # lines
+MOST_SOURCE_LINES = 3
 MOST_EVALUATIONS = 8
 
 
@@ -58,6 +59,8 @@ class Panel:
         height = max(1, min(int(SHARE_OF_ROWS * self.console.height), MOST_LINES))
         head = [title(state, now, width, activity, final), bar(state, width)]
         head += flowing(state.figures(), width, 2 if height > 12 else 1)
+        if sources := state.sources():
+            head += flowing(sources, width, MOST_SOURCE_LINES if height > 12 else 1)
         room = height - len(head)
         if width >= WIDE:
             split = max(LEAST_LEFT, min(MOST_LEFT, width - MOST_SAMPLE))

@@ -61,6 +61,8 @@ class PlainConsole(QuietConsole):
         step = f"step {metrics['step']}/{state.max_steps}"
         if "val/loss" in metrics:
             self._print(f"{step}  {_evaluation(state)}")
+            if sources := state.sources():
+                self._print("  ".join([step, *(figure for figure, _ in sources)]))
             return
         pause = min(SLOWEST_SECONDS, max(PLAIN_SECONDS, state.elapsed(now) / 60))
         if "train/loss" in metrics and (self._shown is None or now - self._shown >= pause):

@@ -148,6 +148,18 @@ class State:
             shown.append((memory(v["memory/peak_mb"]), ""))
         return shown
 
+    def sources(self) -> list[tuple[str, str]]:
+        """(figure, style) of each source of a mixture: tokens seen, passes over it, its validation loss."""
+        shown = []
+        for key, tokens in self.values.items():
+            if not (key.startswith("data/") and key.endswith("/tokens")):
+                continue
+            name = key.removeprefix("data/").removesuffix("/tokens")
+            figure = f"{name} {amount(tokens)} tok, {self.values.get(f'data/{name}/epoch', 0.0):.2f} epochs"
+            loss = self.values.get(f"val/{name}/loss")
+            shown.append((figure if loss is None else f"{figure}, val {loss:.4f}", ""))
+        return shown
+
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     """The JSON lines of a file of the run; none if there is no such file. A torn line is left out."""
