@@ -21,7 +21,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from minigpt.config import RequestError
 from minigpt.tokenizer import HuggingFaceTokenizer, train_bpe
-from minigpt.tokenizer.huggingface import byte_alphabet
+from minigpt.tokenizer.byte_level import byte_alphabet
 
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 TEXT = "the cat sat on the mat, the dog sat on the log; 12 dogs and 345 cats weren't there\n\n" * 3

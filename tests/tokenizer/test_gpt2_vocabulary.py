@@ -8,7 +8,7 @@ import pytest
 
 from minigpt.config import RequestError
 from minigpt.tokenizer import HuggingFaceTokenizer, Tokenizer, load_gpt2, load_tokenizer
-from minigpt.tokenizer.huggingface import byte_alphabet
+from minigpt.tokenizer.byte_level import byte_alphabet
 
 
 @pytest.fixture(scope="module")

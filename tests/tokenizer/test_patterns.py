@@ -10,7 +10,7 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX as QW
 
 from minigpt.config import RequestError
 from minigpt.tokenizer import train_bpe
-from minigpt.tokenizer.huggingface import byte_alphabet
+from minigpt.tokenizer.byte_level import byte_alphabet
 from minigpt.tokenizer.patterns import REGEXES, pre_tokenizer, safe_pieces
 
 # As OpenAI's tiktoken (openai_public.py: r50k_base's, cl100k_base's with a bounded \p{N}, o200k_base's) publishes them.

@@ -21,6 +21,7 @@ from minigpt.tokenizer import (
     load_tokenizer,
     train_bpe,
 )
+from minigpt.tokenizer.fuzz import fuzz_texts
 
 CORPUS = "the quick brown fox, naïve façade 中文 123 don't stop\n\n" * 3
 TEXTS = [CORPUS, "", " ", "we're   12345\r\n\n\x00 \U0001f469\u200d\U0001f467 e\u0301 HTTPServer's ...\n", "a <|end"]
@@ -61,6 +62,8 @@ def test_a_hugging_face_folder(test_data: Callable[[str], Path], tmp_path: Path)
         assert tokenizer.encode(text) == theirs.encode(text)
     tokenizer.save(tmp_path)
     assert load_tokenizer(tmp_path).fingerprint == tokenizer.fingerprint
+    saved = AutoTokenizer.from_pretrained(tmp_path)
+    assert all(saved.encode(text) == tokenizer.encode(text) for text in fuzz_texts([])[:500])
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert settings["model_max_length"] == 1024 and settings["eos_token"] == "<|endoftext|>"
     assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
@@ -246,9 +249,9 @@ def test_wrong_paths(tmp_path: Path) -> None:
         load_tokenizer(tmp_path / "nowhere")
     with pytest.raises(RequestError, match=r"has no tokenizer: neither tokenizer.json nor encoder.json"):
         load_tokenizer(tmp_path)
-    (tmp_path / "text.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00")
-    with pytest.raises(RequestError, match=r"text.model is not JSON"):
-        load_tokenizer(tmp_path / "text.model")
+    (tmp_path / "text.txt").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00")
+    with pytest.raises(RequestError, match=r"text.txt is not JSON"):
+        load_tokenizer(tmp_path / "text.txt")
     (tmp_path / "tokenizer.json").mkdir()
     with pytest.raises(RequestError, match=r"cannot read .*tokenizer.json: Is a directory"):
         load_tokenizer(tmp_path)

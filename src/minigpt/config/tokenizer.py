@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from minigpt.config.base import Section
 
+HUB_PREFIX = "hub:"
 NEEDS_PATH = ("file",)
 TRAINED = ("char", "bpe", "unigram", "sentencepiece-bpe")
 """Kinds that are trained on the text."""
@@ -17,7 +18,7 @@ class TokenizerConfig(Section):
     kind: Literal["char", "bpe", "unigram", "sentencepiece-bpe", "gpt2", "tiktoken", "file"] = "bpe"
     """Trained on the text: char, bpe (byte-level), unigram, sentencepiece-bpe; ready-made: gpt2, tiktoken, file."""
     path: str | None = None
-    """tokenizer.json, .model, tokenizer.bin, a folder, hub:OWNER/NAME (file); gpt2, tiktoken: null downloads it."""
+    """tokenizer.json, .model, .bin, a folder, hub:OWNER/NAME[@REVISION] (file); gpt2, tiktoken: null downloads it."""
     encoding: Literal["gpt2", "r50k_base", "p50k_base", "cl100k_base", "o200k_base"] = "cl100k_base"
     """Name of the encoding (tiktoken)."""
     vocab_size: int = Field(4096, ge=1)
@@ -33,4 +34,6 @@ class TokenizerConfig(Section):
     def _possible(self) -> Self:
         if self.kind in NEEDS_PATH and self.path is None:
             raise ValueError(f"tokenizer.path is needed with tokenizer.kind={self.kind}: say where the tokenizer is")
+        if self.path is not None and self.path.startswith(HUB_PREFIX) and self.kind != "file":
+            raise ValueError(f"tokenizer.path={self.path} needs tokenizer.kind=file, not {self.kind}")
         return self

@@ -50,7 +50,7 @@ def train_bpe(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    pieces = _Pieces(texts, special_tokens, on_progress)
+    pieces = TrainingPieces(texts, special_tokens, on_progress)
     backend.train_from_iterator(pieces, trainer=trainer)
     if not pieces.characters:
         raise RequestError("there is no text to train a tokenizer on: the training text is empty")
@@ -58,7 +58,7 @@ def train_bpe(
     return HuggingFaceTokenizer(backend, settings={"eos_token": special_tokens[0]} if special_tokens else None)
 
 
-class _Pieces:
+class TrainingPieces:
     """The texts, split at special tokens and cut small, so that the library holds little more than the word counts."""
 
     def __init__(

@@ -39,6 +39,10 @@ class Tokenizer(Protocol):
     def encode_batch(self, texts: Iterable[str], *, allow_special: bool = False) -> list[list[int]]:
         """`encode` of each text, in parallel where the tokenizer can."""
 
+    def encode_arrays(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
+        """The ids of `encode(text)` of each text, each as an array (number of ids,). For a lot of text: fast where the
+        tokenizer can, and meant to be called from several threads at once. RequestError as for `encode`."""
+
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         """Text of the ids; bytes that are not UTF-8 come out as U+FFFD. Special tokens appear by name, unless
         `skip_special`. RequestError: an id outside the vocabulary."""
