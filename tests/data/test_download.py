@@ -5,13 +5,14 @@ import http.server
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from minigpt.cli import main
 from minigpt.config import RequestError, SourceConfig, WorkError
-from minigpt.data import download as download_module
 from minigpt.data.download import download
 from minigpt.data.sources import read_documents
 
@@ -31,6 +32,8 @@ class Server(http.server.ThreadingHTTPServer):
     statuses: list[int]  # answers of the next requests instead of a body
     wrong_start = 0  # added to the first byte of a partial answer
     ignore_if_range = False
+    announced = 0  # added to the length that is announced
+    hangs_up = True  # after the answer
     requests: list[str | None]
     on_request = staticmethod(lambda server: None)
 
@@ -65,10 +68,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(server.body) - 1}/{len(server.body)}")
         if server.send_length:
-            self.send_header("Content-Length", str(len(server.body) - start))
+            self.send_header("Content-Length", str(len(server.body) - start + server.announced))
         self.end_headers()
         end = start + server.cut_after.pop(0) if server.cut_after else len(server.body)
         self.wfile.write(server.body[start:end])
+        if not server.hangs_up:
+            self.wfile.flush()
+            time.sleep(0.4)
 
     def log_message(self, *args: object) -> None:
         pass
@@ -95,6 +101,11 @@ def address(server: Server, name: str = "corpus.txt") -> str:
 
 def leftovers(cache: Path) -> list[str]:
     return sorted(p.name for p in cache.rglob("*") if ".part" in p.name or ".tmp" in p.name)
+
+
+def files(cache: Path) -> list[str]:
+    """All that there is but locks."""
+    return sorted(p.name for p in cache.rglob("*") if p.is_file() and "lock" not in p.name)
 
 
 def test_downloaded_once(server: Server, tmp_path: Path) -> None:
@@ -278,13 +289,85 @@ def test_two_threads_download_once(server: Server, tmp_path: Path) -> None:
     assert len(server.requests) == 1
 
 
-def test_full_disk(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*args: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(download_module, "_copy", full)
-    with pytest.raises(WorkError, match="no space left"):
+def test_a_body_longer_than_announced_is_not_cut_off(server: Server, tmp_path: Path) -> None:
+    server.announced = -1000
+    with pytest.raises(
+        WorkError, match="sends more than the 759,000 bytes that it announced; the download was deleted"
+    ):
         fetch(server, tmp_path)
+    assert files(tmp_path) == []
+
+
+def test_a_body_shorter_than_announced_leaves_nothing_that_nobody_can_continue(server: Server, tmp_path: Path) -> None:
+    server.announced, server.ranges = 1000, False
+    with pytest.raises(WorkError, match=r"corpus.txt could not be downloaded, tried 3 times: .* at 760,000 of 761,000"):
+        fetch(server, tmp_path)
+    assert files(tmp_path) == []
+
+
+def test_a_file_that_grows_between_two_parts_is_not_mixed(server: Server, tmp_path: Path) -> None:
+    new = b"a new beginning" + BODY
+
+    def change(it: Server) -> None:
+        if len(it.requests) == 2:
+            it.body = new  # and the ETag stays, as on a careless server
+
+    server.on_request = change
+    server.cut_after = [300_000]
+    assert fetch(server, tmp_path).read_bytes() == new
+
+
+def test_a_server_that_does_not_hang_up_ends_with_the_announced_length(server: Server, tmp_path: Path) -> None:
+    server.hangs_up = False
+    assert fetch(server, tmp_path, timeout=0.1).read_bytes() == BODY
+    assert server.requests == [None]
+
+
+def test_a_stall_half_way(server: Server, tmp_path: Path) -> None:
+    server.hangs_up, server.cut_after = False, [100_000, 0, 0, 0]
+    with pytest.raises(WorkError, match=r"after 100,000 bytes \(kept, the next try continues there\).*timed out"):
+        fetch(server, tmp_path, timeout=0.1)
+    server.hangs_up = True
+    assert fetch(server, tmp_path).read_bytes() == BODY
+    assert server.requests[-1] == "bytes=100000-"
+
+
+def test_full_disk(server: Server, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")  # POSIX: no file may grow longer than this
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, before[1]))
+    try:
+        with pytest.raises(WorkError, match=r"^could not write \S+data-corpus.txt: file too large$"):
+            fetch(server, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert files(tmp_path) == []
+    assert fetch(server, tmp_path).read_bytes() == BODY
+
+
+STATUS = [
+    ({"statuses": [404]}, 2, "answered 404 Not Found"),
+    ({"statuses": [503] * 9}, 1, "tried 5 times: the server answered 503"),
+    ({"announced": -1000}, 1, "sends more than"),
+    ({"announced": 1000, "ranges": False}, 1, "the connection broke off at 760,000 of 761,000 bytes"),
+    ({"hangs_up": False, "cut_after": [0] * 9}, 1, "timed out"),
+]
+
+
+@pytest.mark.parametrize(("behaviour", "status", "said"), STATUS)
+def test_a_command_says_it_in_one_line_and_leaves_nothing(
+    behaviour: dict, status: int, said: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("MINIGPT_CACHE", str(tmp_path))
+    monkeypatch.setitem(download.__kwdefaults__, "timeout", 0.05)
+    monkeypatch.setitem(download.__kwdefaults__, "backoff", 0.01)
+    for name, value in behaviour.items():
+        setattr(server, name, value)
+    assert main(["data", "prepare", "demo", f"data.train={address(server)}"]) == status
+    printed = capfd.readouterr().err
+    assert printed.count("\n") == 1 and said in printed, printed
+    assert files(tmp_path) == []
 
 
 def test_a_url_is_a_source(server: Server, tmp_path: Path) -> None:

@@ -121,9 +121,10 @@ MEASURE = """
 import sys
 import pyarrow
 from pathlib import Path
+from minigpt.data.fields import Fields
 from minigpt.data.parquet import parquet_texts
 
-count = sum(len(text) for _, text in parquet_texts(Path(sys.argv[1]), "text"))
+count = sum(len(text) for _, text in parquet_texts(Path(sys.argv[1]), Fields()))
 print(count, pyarrow.default_memory_pool().max_memory())
 """
 

@@ -245,7 +245,7 @@ def test_places_where_nothing_is(tmp_path: Path) -> None:
     assert "poems" in refused("demo:poems", tmp_path)
     assert "path is empty" in refused(" ", tmp_path)
     assert "no such user" in refused("~no-such-user/x.txt", tmp_path)
-    assert "no file or folder ftp://" in refused("ftp://example.org/x.txt", tmp_path)
+    assert "holds token ids, not text" in refused("s3://bucket/folder", tmp_path)
 
 
 def test_permission_denied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,10 +3,12 @@
 `CACHE/downloads/<hash of the address>/` holds the file under its own name and `download.json` (address, size, sha256).
 While it is under way the bytes are in `NAME.part` and what identifies them on the server in `NAME.part.json`; they are
 continued with `Range` and `If-Range` (RFC 9110, sections 13.1.5 and 14.2), so a file that has changed meanwhile starts
-again from its first byte. Nothing is used before its size, and its hash where one is known, are right.
+again from its first byte. Nothing is used before its size, and its hash where one is known, are right. What failed is
+left behind only where a later try can continue it.
 """
 
 import contextlib
+import errno
 import hashlib
 import http.client
 import json
@@ -29,7 +31,9 @@ from minigpt.storage.lock import wait_lock
 
 CHUNK_BYTES = 1 << 18
 RETRY_STATUS = {408, 425, 429, 500, 502, 503, 504}  # those that may go away by themselves
+ABSENT_STATUS = {404, 410}
 PARTIAL_CONTENT, RANGE_NOT_SATISFIABLE = 206, 416
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 Progress = Callable[[str, int, int | None], None]
 """Called as (stage, done, total or None)."""
@@ -37,6 +41,10 @@ Progress = Callable[[str, int, int | None], None]
 
 class DownloadError(WorkError):
     """The file could not be had: the network, or the server, is at fault."""
+
+
+class AbsentError(RequestError):
+    """The server has no such file."""
 
 
 class _TryAgain(Exception):
@@ -62,6 +70,11 @@ class _Part:
     def drop(self) -> None:
         self.path.unlink(missing_ok=True)
         self.note.unlink(missing_ok=True)
+
+    def can_continue(self) -> bool:
+        """Whether a later try can ask for the rest, and is sure to get that of the same file."""
+        facts = self.facts()
+        return self.size() > 0 and _validator(facts) is not None and facts.get("ranges") is not False
 
 
 def download(
@@ -113,8 +126,19 @@ def download(
             atomic_write(final.with_name("download.json"), json.dumps(facts, indent=1) + "\n")
             part.drop()
     except OSError as error:  # errors of the network do not get here
+        if error.errno in FULL:
+            with contextlib.suppress(OSError):  # leave the room to others
+                _Part(final.with_name(final.name + ".part")).drop()
         raise write_error(final, error) from None
     return final
+
+
+def _validator(facts: dict[str, Any]) -> str | None:
+    """What names this version of the file to the server.
+
+    An ETag that is weak (W/...) promises equal meaning, not equal bytes, and must not be used with If-Range.
+    """
+    return facts.get("etag") or facts.get("last_modified")
 
 
 def _parsed(url: str) -> urllib.parse.SplitResult:
@@ -152,7 +176,11 @@ def _fetch(
             fruitless = 0 if part.size() > furthest else fruitless + 1
             furthest = max(furthest, part.size())
             if fruitless >= attempts:
-                done = f" after {furthest:,} bytes (kept, the next try continues there)" if furthest else ""
+                if part.can_continue():
+                    done = f" after {part.size():,} bytes (kept, the next try continues there)"
+                else:
+                    part.drop()
+                    done = ""
                 raise DownloadError(f"{url} could not be downloaded{done}, tried {attempts} times: {error}") from None
         time.sleep(backoff * 2 ** max(0, fruitless - 1))
 
@@ -160,8 +188,7 @@ def _fetch(
 def _attempt(url: str, part: _Part, size: int | None, timeout: float, on_progress: Progress | None) -> None:
     """One request; _TryAgain when it ends before the file does."""
     have, known = part.size(), part.facts()
-    # An ETag that is weak (W/...) promises equal meaning, not equal bytes, and must not be used with If-Range.
-    validator = known.get("etag") or known.get("last_modified")
+    validator = _validator(known)
     if have and (not validator or known.get("url") != url):
         part.drop()
         have = 0
@@ -184,11 +211,14 @@ def _attempt(url: str, part: _Part, size: int | None, timeout: float, on_progres
                 "etag": None if etag.startswith("W/") else etag or None,
                 "last_modified": response.headers.get("Last-Modified"),
                 "sha256": redirects.sha256,
+                "total": total,
             }
             if start == 0:
                 part.drop()  # first the bytes, then the note: a kill in between must not join two files
-                atomic_write(part.note, json.dumps(facts) + "\n")
-            elif any(facts[name] not in (None, known.get(name)) for name in ("etag", "last_modified", "sha256")):
+                # Asked for the rest of the same version, the server began again: it has no ranges.
+                ranges = not (have and _validator(facts) == validator)
+                atomic_write(part.note, json.dumps({**facts, "ranges": ranges}) + "\n")
+            elif any(known.get(name) not in (None, fact) for name, fact in facts.items() if fact is not None):
                 part.drop()
                 raise _TryAgain("the file on the server changed during the download")
             with part.path.open("ab" if start else "wb") as file:
@@ -203,7 +233,8 @@ def _attempt(url: str, part: _Part, size: int | None, timeout: float, on_progres
         answer = " ".join(f"{error.code} {error.reason}".split())
         hint = f"; set {TOKEN_VARIABLE} to the access token of an account that may read it"
         hint = hint if error.code in (401, 403) and is_hub(url) else ""
-        raise RequestError(f"{url} cannot be downloaded: the server answered {answer}{hint}") from None
+        refused = AbsentError if error.code in ABSENT_STATUS else RequestError
+        raise refused(f"{url} cannot be downloaded: the server answered {answer}{hint}") from None
     except urllib.error.URLError as error:
         reason = error.reason
         raise _TryAgain(str(getattr(reason, "strerror", None) or reason)) from None
@@ -218,15 +249,25 @@ def _attempt(url: str, part: _Part, size: int | None, timeout: float, on_progres
         raise _TryAgain(f"the connection broke off at {got:,} of {whole:,} bytes")
     if whole is not None and got > whole:
         part.drop()
+        if size is None:
+            raise WorkError(f"{url} sends more than the {whole:,} bytes that it announced; the download was deleted")
         raise WorkError(f"{url} gave {got:,} bytes, not the expected {whole:,}; the download was deleted")
 
 
 def _copy(response: Any, file: Any, done: int, total: int | None, on_progress: Progress | None) -> None:
-    """The rest of the body into the file. Errors of the network become _TryAgain, those of the disk stay OSError."""
+    """The rest of the body into the file. Errors of the network become _TryAgain, those of the disk stay OSError.
+
+    A byte more than was announced is written too, so that the length tells. (Python's client would end the body where
+    it was said to end, and a part of the file would pass for all of it.)
+    """
+    response.length = None
     while True:
+        wanted = CHUNK_BYTES if total is None else min(total + 1 - done, CHUNK_BYTES)
         try:
-            chunk = response.read(CHUNK_BYTES)
+            chunk = response.read1(wanted) if wanted else b""
         except OSError as error:
+            if done == total:
+                return  # the server does not hang up, though it was asked to
             raise _TryAgain(error.strerror or str(error) or type(error).__name__) from None
         if not chunk:
             return

@@ -4,19 +4,21 @@ import os
 from pathlib import Path
 
 from minigpt.config import RequestError
+from minigpt.data.compressed import plain_name
 from minigpt.data.text import reading
 
-FOLDER_SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz", ".parquet")
-JSONL_SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
-PARQUET_SUFFIXES = (".parquet",)
+TEXT_SUFFIXES = (".txt", ".jsonl", ".csv", ".tsv")  # of files in a folder; these may be compressed
+FOLDER_SUFFIXES = (*TEXT_SUFFIXES, ".parquet", ".arrow")
+KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
+BINARY_KINDS = {".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow", ".ipc": "arrow"}
+TABLES = {"jsonl", "csv", "tsv", "parquet", "arrow"}
+"""Kinds whose records have fields."""
 
 
 def kind_of(path: Path) -> str:
-    """How a file is read, by its name: `jsonl`, `parquet` or `text`."""
-    name = path.name.lower()
-    if name.endswith(JSONL_SUFFIXES):
-        return "jsonl"
-    return "parquet" if name.endswith(PARQUET_SUFFIXES) else "text"
+    """How a file is read, by its name: `jsonl`, `csv`, `tsv`, `parquet`, `arrow` or `text`."""
+    unpacked = Path(plain_name(path.name)).suffix
+    return KINDS.get(unpacked) or BINARY_KINDS.get(path.suffix.lower()) or "text"
 
 
 def local_files(given: str) -> list[Path]:
@@ -54,7 +56,7 @@ def _folder_files(folder: Path) -> list[Path]:
     found = []
     os.listdir(folder)  # rglob passes over a folder that may not be read, this says so
     for path in sorted(folder.rglob("*")):
-        if not _is_hidden(path, folder) and path.name.lower().endswith(FOLDER_SUFFIXES) and path.is_file():
+        if not _is_hidden(path, folder) and _is_readable(path) and path.is_file():
             found.append(path)
     if not found:
         kinds = ", ".join(FOLDER_SUFFIXES)
@@ -62,6 +64,10 @@ def _folder_files(folder: Path) -> list[Path]:
             f"folder {folder} holds no {kinds} file; name other files with a glob such as '{folder}/*.md'"
         )
     return found
+
+
+def _is_readable(path: Path) -> bool:
+    return path.name.lower().endswith(FOLDER_SUFFIXES) or plain_name(path.name).endswith(TEXT_SUFFIXES)
 
 
 def _is_hidden(path: Path, base: Path) -> bool:

@@ -21,9 +21,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from minigpt.config import DataConfig, RequestError, WorkError
+from minigpt.config import DataConfig, OwnSource, RequestError, SourceConfig, WorkError
 from minigpt.config.extension import Extension, blamed, build, settled
-from minigpt.data.text import has_surrogates
+from minigpt.data.fields import has_surrogates
+from minigpt.data.hub_datasets import hub_commit
 
 
 class DataSource(ABC):
@@ -42,16 +43,24 @@ class DataSource(ABC):
 
 
 def settled_sources(data: DataConfig) -> DataConfig:
-    """The config with the SHA-256 and every option of its own sources recorded. RequestError: one cannot be made."""
+    """The config with what may change meanwhile recorded: file and options of own sources, commits of the hub's.
+
+    RequestError: a source cannot be made, or is not on the hub. WorkError: the hub cannot be reached.
+    """
     found = {}
     for name in ("train", "val"):
         sources = getattr(data, name)
         if sources is not None:
-            found[name] = [
-                settled(source, DataSource, f"data.{name}.{at}") if isinstance(source, Extension) else source
-                for at, source in enumerate(sources)
-            ]
+            found[name] = [_settled(source, f"data.{name}.{at}") for at, source in enumerate(sources)]
     return data.model_copy(update=found)
+
+
+def _settled(source: SourceConfig | OwnSource, key: str) -> SourceConfig | Extension:
+    if isinstance(source, OwnSource):
+        return settled(source, DataSource, key)
+    if source.hub is not None:
+        return source.model_copy(update={"revision": hub_commit(source)})
+    return source
 
 
 def own_identity(source: Extension) -> dict[str, Any]:
@@ -65,13 +74,19 @@ def own_identity(source: Extension) -> dict[str, Any]:
 
 
 def own_documents(source: Extension) -> Iterator[tuple[int, str]]:
-    """(number from 1, text) of an own source. RequestError for what is no text, WorkError when the class fails."""
+    """(number from 0, text) of an own source. RequestError for what is no text, WorkError when the class fails.
+
+    The first document is asked for twice: one that is another then comes from a class that forgets its seed.
+    """
     made: DataSource = build(source, DataSource, "source")
     with _failures(source):
-        for number, text in enumerate(made.documents(), start=1):
+        first = next(iter(made.documents()), None)
+        for number, text in enumerate(made.documents()):
+            if number == 0 and text != first:
+                raise RequestError(f"{source.kind} must give the same documents every time, but its first one changes")
             if not isinstance(text, str) or has_surrogates(text):
                 what = "half of a surrogate pair" if isinstance(text, str) else f"no string but {type(text).__name__}"
-                raise RequestError(f"{source.kind}: document {number:,} is {what}")
+                raise RequestError(f"{source.kind}: document {number + 1:,} is {what}")
             yield number, text
 
 

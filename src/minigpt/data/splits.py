@@ -2,15 +2,18 @@
 
 With n characters in all, training gets the first `int(n * (1 - fraction))`, as nanoGPT does. A single text is cut at
 exactly that character. Of several documents none is cut: the one in which the boundary falls is trained on. Only if
-that is the last of all, so that nothing would be left to validate on, it is cut at the boundary after all.
+that is the last of all, so that nothing would be left to validate on, it is cut at the boundary after all. Of a mixture
+each source is cut by itself.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from minigpt.config import DataConfig, RequestError
 from minigpt.data.download import Progress
+from minigpt.data.sampling import sample_texts
 from minigpt.data.sources import AnySource, Document, describe_sources, documents, is_token_source
 from minigpt.storage.cache import cache_dir
 
@@ -84,26 +87,43 @@ def iter_training_text(
     *,
     separator: str | None = SEPARATOR,
     include_val: bool = False,
+    sample_characters: int | None = None,
     on_progress: Progress | None = None,
 ) -> Iterator[str]:
     """The texts to train a tokenizer on: the training split alone, or with `include_val` all text there is.
 
-    `separator` is the special token that divides the documents of a text file and is in none of them (None for a
-    tokenizer that will not have it). A character tokenizer wants the validation text too, as nanoGPT does: it cannot
-    encode characters that it has not seen.
+    Of these about `sample_characters` characters, spread evenly (see `sample_texts`). `separator` is the special token
+    that divides the documents of a text file and is in none of them (None for a tokenizer that will not have it). A
+    character tokenizer wants the validation text too, as nanoGPT does: it cannot encode characters it has not seen.
     """
-    cache = cache or cache_dir()
+    texts = _training_text(data, cache or cache_dir(), separator, include_val, on_progress)
+    if sample_characters is None:
+        return texts
+    report = None if on_progress is None else lambda characters: on_progress("sample (characters)", characters, None)
+    return sample_texts(texts, sample_characters, report)
+
+
+def _training_text(
+    data: DataConfig, cache: Path, separator: str | None, include_val: bool, on_progress: Progress | None
+) -> Iterator[str]:
     sources = training_sources(data)
     for source in [*sources, *(data.val or [])]:
         if is_token_source(source):
             raise RequestError(f"a tokenizer cannot be trained on token ids ({describe_sources([source])}): give text")
-    if data.val is None and data.val_fraction > 0 and not include_val:
-        found = survey(sources, cache, separator, on_progress)
-        pairs = split_documents_at(all_documents(sources, cache, separator), found, boundary(found, data.val_fraction))
-        yield from (document.text for split, document in pairs if split == "train")
+    if include_val or data.val is not None:
+        texts = [*sources, *(data.val or [])] if include_val else sources
+        yield from (document.text for document in all_documents(texts, cache, separator, on_progress))
         return
-    texts = [*sources, *(data.val or [])] if include_val else sources
-    yield from (document.text for document in all_documents(texts, cache, separator, on_progress))
+    for unit in [[source] for source in sources] if data.is_mixture else [sources]:
+        found = all_documents(unit, cache, separator, on_progress)
+        if data.streaming:
+            yield from (document.text for document in islice(found, data.val_documents or 0, None))
+        elif data.val_fraction > 0:
+            length = survey(unit, cache, separator, on_progress)
+            pairs = split_documents_at(found, length, boundary(length, data.val_fraction))
+            yield from (document.text for split, document in pairs if split == "train")
+        else:
+            yield from (document.text for document in found)
 
 
 def training_sources(data: DataConfig) -> list[AnySource]:
