@@ -164,7 +164,82 @@ def test_known_values_do_not_change() -> None:
             assert (start - order.offset(epoch)) // context == reference(n, seed, epoch, index % n)
 
 
+# --- without shuffling, and shuffled within stretches
+
+
+@given(st.integers(1, 60), st.integers(0, 3000), st.integers(0, 10**9))
+@settings(max_examples=60, deadline=None)
+def test_in_order(context: int, extra: int, epoch: int) -> None:
+    """Every target that fits into whole windows comes once, from the first one on; every epoch is the same."""
+    n_tokens = context + 1 + extra
+    order = WindowOrder(n_tokens, context, 3, shuffle=False)
+    count = order.windows_per_epoch
+    assert count == (n_tokens - 1) // context
+    found = [order.window(epoch * count + i) for i in range(count)]
+    assert found == [(epoch, i * context) for i in range(count)]
+
+
+@given(st.integers(1, 30), st.integers(0, 3000), st.integers(1, 1500), SEEDS, st.integers(0, 10**6), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_stretches(context: int, extra: int, stretch: int, seed: int, epoch: int, shuffle: bool) -> None:
+    """Each epoch visits every window once, stretch by stretch, each of which is announced while the one before is read.
+
+    What a stretch covers is worked out here from the windows that come after each other."""
+    order = WindowOrder(context + 1 + extra, context, seed, shuffle=shuffle, stretch=stretch)
+    count = order.windows_per_epoch
+    assert count == WindowOrder(context + 1 + extra, context, seed, shuffle=shuffle).windows_per_epoch
+    length = max(1, round(stretch / context))
+    starts = [order.window(epoch * count + i)[1] for i in range(count)]
+    offset = order.offset(epoch)
+    assert sorted(starts) == [offset + i * context for i in range(count)]
+    if length >= count:
+        assert starts == [
+            WindowOrder(context + 1 + extra, context, seed, shuffle=shuffle).window(epoch * count + i)[1]
+            for i in range(count)
+        ]
+        assert order.next_stretch(epoch * count) is None
+        return
+    numbers = [(start - offset) // context // length for start in starts]
+    groups = [(number, len(list(group))) for number, group in itertools.groupby(numbers)]
+    assert [number for number, _ in sorted(groups)] == list(range(-(-count // length)))  # each once, none broken up
+    at = 0
+    for (_, size), (following, _) in itertools.pairwise(groups):
+        first = offset + following * length * context
+        expected = (first, first + min(length, count - following * length) * context + 1)
+        assert {order.next_stretch(epoch * count + i) for i in (at, at + size // 2, at + size - 1)} == {expected}
+        at += size
+    following = order.next_stretch(epoch * count + count - 1)  # the first of the next epoch
+    assert following[0] <= order.window((epoch + 1) * count)[1] < following[1]
+
+
+def test_stretches_come_in_a_random_order() -> None:
+    """Four stretches, the last one shorter: all 24 orders occur equally, and so do the windows' orders in one."""
+    trials = 1000
+    order = WindowOrder(3 * 30 + 20 + 1, 10, seed=2, stretch=30)
+    count = order.windows_per_epoch
+    assert count == 10  # 3, 3, 3 and 1
+    orders, inner = Counter(), Counter()
+    for epoch in range(trials):
+        numbers = [(order.window(epoch * count + i)[1] - order.offset(epoch)) // 10 for i in range(count)]
+        orders[tuple(dict.fromkeys(number // 3 for number in numbers))] += 1
+        inner[tuple(number for number in numbers if number // 3 == 2)] += 1
+    assert len(orders) == 24 and len(inner) == 6
+    assert abs(chi_square_z(list(orders.values()), trials / 24)) < 4
+    assert abs(chi_square_z(list(inner.values()), trials / 6)) < 4
+
+
+def test_a_far_index_costs_nothing_with_stretches() -> None:
+    order = WindowOrder(10**13, 1024, seed=5, stretch=10**8)
+    for index in (10**15, 10**30):
+        epoch, start = order.window(index)
+        ahead = order.next_stretch(index)
+        assert epoch == index // order.windows_per_epoch and 0 <= start <= 10**13 - 1025
+        assert ahead is not None and abs(ahead[1] - ahead[0] - 10**8) < 1024
+
+
 def test_wrong_requests() -> None:
+    with pytest.raises(ValueError, match="stretch"):
+        WindowOrder(100, 8, 0, stretch=0)
     with pytest.raises(RequestError, match=r"64 tokens, too short for model.context_length=64: at least 65"):
         WindowOrder(64, 64, 0)
     with pytest.raises(ValueError, match="negative"):

@@ -1,6 +1,7 @@
 """What a batch means: one objective for each stage of a model's life."""
 
-from minigpt.objectives.base import IGNORED, Batch, Objective, Row, stack, valid_targets
+from minigpt.data.masks import IGNORED, Row
+from minigpt.objectives.base import Batch, Objective, stack, valid_targets
 from minigpt.objectives.build import make_objective
 from minigpt.objectives.pretrain import PretrainObjective
 

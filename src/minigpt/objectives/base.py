@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-Row = dict[str, np.ndarray]
-Batch = dict[str, Tensor]
+from minigpt.data.masks import IGNORED, Row
 
-IGNORED = -100  # a target that takes no part in the loss; PyTorch's default `ignore_index`
+Batch = dict[str, Tensor]
 
 
 class Objective(Protocol):
