@@ -106,3 +106,16 @@ def test_wait_is_measured() -> None:
 def test_depth_is_checked() -> None:
     with pytest.raises(ValueError, match="depth"):
         Prefetcher(str, start=0, depth=0)
+
+
+def test_closing_interrupts_what_waits() -> None:
+    gate = threading.Event()
+
+    def make(step: int) -> int:
+        gate.wait(20)
+        return step
+
+    batches = Prefetcher(make, start=0, interrupt=gate.set)
+    began = time.monotonic()
+    batches.close()
+    assert time.monotonic() - began < 2

@@ -3,18 +3,16 @@
 import gzip
 import itertools
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from minigpt.config import DataConfig, RequestError
-from minigpt.data import describe, iter_training_text, prepare
+from minigpt.data import iter_training_text, prepare, unit
 from minigpt.data.splits import SEPARATOR
 from minigpt.tokenizer import CharTokenizer, Tokenizer, load_gpt2
 
-prepare_module = sys.modules["minigpt.data.prepare"]
 TEXT = "To be, or not to be, that is the question:\nWhether 'tis nobler in the mind to suffer\n" * 40
 
 
@@ -137,11 +135,11 @@ def test_pieces_and_shards_do_not_change_the_tokens(
     size: int, tmp_path: Path, cache: Path, char: CharTokenizer, bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = ["to be", "x" * 33, TEXT[:200], "or not to be é", "9"]
-    monkeypatch.setattr(prepare_module, "BATCH_CHARACTERS", size)
-    monkeypatch.setattr(prepare_module, "SHARD_TOKENS", size)
+    monkeypatch.setattr(unit, "BATCH_CHARACTERS", size)
+    data = config(train=rows(tmp_path, texts), val_fraction=0).model_copy(update={"shard_tokens": size})
     whole = CharTokenizer.from_texts([TEXT, *texts])
     for tokenizer in (whole, bpe, CutAtWords(bpe)):
-        prepared = prepare(config(train=rows(tmp_path, texts), val_fraction=0), tokenizer, cache=cache)
+        prepared = prepare(data, tokenizer, cache=cache)
         end = [] if tokenizer.eot_id is None else [tokenizer.eot_id]
         expected = [[*tokenizer.encode(text), *end] for text in texts]
         assert ids_of(prepared.train) == [i for ids in expected for i in ids]
@@ -214,7 +212,7 @@ def test_refused(tmp_path: Path, cache: Path, char: CharTokenizer, bpe: Tokenize
 def test_an_unknown_character_is_found_in_its_document(
     tmp_path: Path, cache: Path, char: CharTokenizer, monkeypatch
 ) -> None:
-    monkeypatch.setattr(prepare_module, "BATCH_CHARACTERS", 10)
+    monkeypatch.setattr(unit, "BATCH_CHARACTERS", 10)
     with pytest.raises(RequestError, match=r"rows.jsonl line 2: character '§'.*position 1 "):
         prepare(config(train=rows(tmp_path, ["to be", "o§r"])), char, cache=cache)
     with pytest.raises(RequestError, match=r"a.txt, counted from character 10: character '§'.*position 2 "):
@@ -259,22 +257,3 @@ def test_text_for_the_tokenizer_is_the_training_split(tmp_path: Path, cache: Pat
     (tmp_path / "x.bin").write_bytes(b"ab")
     with pytest.raises(RequestError, match="cannot be trained on token ids"):
         list(iter_training_text(config(train=str(tmp_path / "x.bin")), cache))
-
-
-def test_describe(tmp_path: Path, cache: Path, bpe: Tokenizer) -> None:
-    content = TEXT + "é" * 3
-    data = config(train=text_file(tmp_path, content))
-    shown = describe(data, bpe, cache, context_length=8, windows=2)
-    prepared = prepare(data, bpe, cache=cache)
-    cut = int(len(content) * 0.9)
-    assert shown["fingerprint"] == prepared.fingerprint
-    train, val = shown["splits"]["train"], shown["splits"]["val"]
-    assert train["bytes"] == len(content[:cut].encode()) and val["bytes"] == len(content[cut:].encode())
-    assert train["tokens"] == len(prepared.train) and train["documents"] == 1
-    assert train["bytes_per_token"] == pytest.approx(train["bytes"] / train["tokens"])
-    assert len(shown["windows"]) == 2
-    for window in shown["windows"]:
-        assert window["ids"] == prepared.train.tokens(window["start"], window["start"] + 9).tolist()
-        assert window["text"] == "".join(window["pieces"]) == bpe.decode(window["ids"])
-    json.dumps(shown)
-    assert describe(config(train={"text": TEXT}, val_fraction=0), bpe, cache)["splits"]["val"] is None

@@ -7,11 +7,13 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from minigpt.config import DataConfig, RequestError, WorkError
 from minigpt.data import prepare
 from minigpt.data import shards as shards_module
+from minigpt.data.encoding import encode_arrays
 from minigpt.tokenizer import CharTokenizer, Tokenizer
 
 TEXT = "To be, or not to be, that is the question:\nWhether 'tis nobler in the mind to suffer\n" * 40
@@ -43,9 +45,9 @@ class Counted:
     def __getattr__(self, name: str):
         return getattr(self.inner, name)
 
-    def encode_batch(self, texts: list[str], **options) -> list[list[int]]:
+    def encode_arrays(self, texts: list[str]) -> list[np.ndarray]:
         self.characters += sum(map(len, texts))
-        return self.inner.encode_batch(texts, **options)
+        return encode_arrays(self.inner, texts)
 
 
 def test_a_second_start_reads_the_cache(tmp_path: Path, cache: Path, char: CharTokenizer) -> None:
@@ -132,7 +134,7 @@ def test_a_damaged_cache_is_made_again(
 def test_a_failure_leaves_nothing_behind(tmp_path: Path, cache: Path, char: CharTokenizer, monkeypatch) -> None:
     data = config(train=text_file(tmp_path))
 
-    def full(self: object, ids: object) -> None:
+    def full(self: object, ids: object, starts: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
@@ -145,9 +147,9 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, cache: Path, char: Char
 
 def test_a_file_that_changes_during_the_work_is_not_cached(tmp_path: Path, cache: Path, char: CharTokenizer) -> None:
     class Meddler(Counted):
-        def encode_batch(self, texts: list[str], **options) -> list[list[int]]:
+        def encode_arrays(self, texts: list[str]) -> list[np.ndarray]:
             text_file(tmp_path, TEXT.replace("be", "do"))
-            return super().encode_batch(texts, **options)
+            return super().encode_arrays(texts)
 
     with pytest.raises(RequestError, match=r"a\.txt changed while"):
         prepare(config(train=text_file(tmp_path)), Meddler(char), cache=cache)

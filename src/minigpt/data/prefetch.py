@@ -1,7 +1,8 @@
 """Makes the next batches in a background thread while the current one is being trained on.
 
-What is made depends on the step alone (`make(step)` is pure), so a prefetcher has no state that a checkpoint would need
-to keep: a run that resumes at step `s` starts one at `s`.
+Steps are made in order, each once, by one thread. With prepared data what is made depends on the step alone, so that
+a checkpoint has nothing to keep: a run that resumes at step `s` starts a prefetcher at `s`. The batches of a stream
+carry its state with them (data/stream.py).
 """
 
 import queue
@@ -22,13 +23,23 @@ class Prefetcher(Generic[T]):
     `next()` blocks until the next batch is there; `wait_ms` is how long the last call blocked. An exception in `make`
     ends the thread and is raised by `next()` (and by every later call) as it was: type, message and traceback. After
     the last step `next()` raises StopIteration, after `close()` RuntimeError. Neither blocks for ever.
+
+    interrupt: called by `close()`, so that a `make` that is waiting for something gives up.
     """
 
-    def __init__(self, make: Callable[[int], T], start: int, depth: int = 2, stop: int | None = None) -> None:
+    def __init__(
+        self,
+        make: Callable[[int], T],
+        start: int,
+        depth: int = 2,
+        stop: int | None = None,
+        interrupt: Callable[[], None] | None = None,
+    ) -> None:
         if depth < 1:
             raise ValueError(f"depth must be at least 1, not {depth}")
         self._make = make
         self._stop = stop
+        self._interrupt = interrupt
         self._items: queue.Queue[tuple[int, T]] = queue.Queue(depth)
         self._closing = threading.Event()
         self._closed = False
@@ -90,6 +101,8 @@ class Prefetcher(Generic[T]):
         """Stop the thread; waits for it `timeout` seconds at most (a `make` that hangs is left behind). Repeatable."""
         self._closed = True
         self._closing.set()
+        if self._interrupt is not None:
+            self._interrupt()
         while True:  # what was made already is dropped, so that a thread waiting for room goes on at once
             try:
                 self._items.get_nowait()

@@ -1,298 +1,197 @@
 """From a data config and a tokenizer to token ids that training can read: tokenized once, then found in the cache.
 
-`CACHE/tokens/<key>/` holds a split's shards and meta.json. The key is a hash of all that determines the ids: the
-content of the sources, the split, the meaning of the tokenizer and its end-of-text token. So nothing is ever stale, and
-the same text under another name is found again. One process tokenizes, others that want the same wait for it. Files of
-token ids (.bin, .npy) are used where they are.
+The sources of a concatenation are tokenized as one text, those of a mixture and of `data.val` each by itself
+(data/cached.py). Files of token ids (.bin, .npy) are used where they are, folders of shards where they are or through a
+cache of their own (data/stores.py).
 """
 
 import hashlib
-import json
-import logging
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from minigpt.config import DataConfig, RequestError, SourceConfig
-from minigpt.data.dataset import TokenDataset, token_dtype
+from minigpt.data.cached import CachedUnit, Workplace, cores
+from minigpt.data.dataset import TokenDataset, joined
 from minigpt.data.download import Progress
-from minigpt.data.shards import SHARD_TOKENS, CorruptShardError, ShardWriter, TokenShard
-from minigpt.data.sources import (
-    AnySource,
-    Document,
-    describe_sources,
-    identity,
-    is_token_source,
-    source_files,
-)
-from minigpt.data.splits import SEPARATOR, all_documents, boundary, split_documents_at, survey, training_sources
+from minigpt.data.mixture import require_stage_names
+from minigpt.data.names import source_names
+from minigpt.data.prepared import PreparedData, PreparedSource, fingerprint_of
+from minigpt.data.shard_cache import ShardCache
+from minigpt.data.sources import AnySource, describe_sources, is_token_source, source_files
+from minigpt.data.splits import training_sources
+from minigpt.data.stores import open_shards
 from minigpt.data.token_files import open_tokens, scan
-from minigpt.storage.atomic import atomic_folder, clean_stale, write_error
+from minigpt.data.unit import Part, Unit
 from minigpt.storage.cache import cache_dir
-from minigpt.storage.lock import wait_lock
-from minigpt.tokenizer import CharTokenizer, Tokenizer
-from minigpt.tokenizer.patterns import safe_pieces
+from minigpt.tokenizer import Tokenizer
 
-FORMAT = 1  # of the folder, and of the way from text to ids
-BATCH_CHARACTERS = 2_000_000  # text that is encoded at once: bounds memory, and keeps all threads of the tokenizer busy
-LOCK_SECONDS = 24 * 3600.0
-LOG = logging.getLogger("minigpt")
+CONCATENATION = "train"
+"""The name of several sources that follow each other as one."""
 
-
-@dataclass(frozen=True)
-class PreparedData:
-    """The tokens to train and to validate on. `fingerprint` changes if and only if one of the two does."""
-
-    train: TokenDataset
-    val: TokenDataset | None
-    fingerprint: str
-
-    def require_context(self, context_length: int) -> None:
-        """RequestError unless both splits hold at least one window."""
-        for split in (self.train, self.val):
-            if split is not None:
-                split.require_context(context_length)
+Splits = tuple[TokenDataset, TokenDataset | None]  # to train on, and what is kept for validation
 
 
 def prepare(
-    data: DataConfig, tokenizer: Tokenizer, *, cache: Path | None = None, on_progress: Progress | None = None
+    data: DataConfig,
+    tokenizer: Tokenizer,
+    *,
+    cache: Path | None = None,
+    parts: Path | None = None,
+    on_progress: Progress | None = None,
 ) -> PreparedData:
     """Tokenize what `data` names, or find it in the cache (None: the user's), and open it.
 
-    `on_progress(stage, done, total)` is called with the stages `download` (bytes), `read` and `tokenize` (characters).
-    Prints nothing; a damaged shard is made again, with one line to the logger `minigpt`. Raises RequestError for
-    sources that cannot be read, WorkError for a failed download or a full disk.
+    What `prepare_part` made in the folder `parts` (None: the cache) is used. `on_progress(stage, done, total)` is
+    called from this thread with the stages `download` (bytes), `tokenize` (bytes of the files) and `tokens` (made so
+    far, None). Prints nothing; a damaged shard is made again, with one line to the logger `minigpt`. After a kill the
+    work goes on where it was. Raises RequestError for sources that cannot be read, WorkError for a failed download or a
+    full disk; neither leaves anything behind.
     """
-    cache = cache or cache_dir()
-    sources = training_sources(data)
-    for source in [*sources, *(data.val or [])]:
-        is_token_source(source)  # finds what is missing before anything is tokenized
-    context = _Context(tokenizer, data.append_eot, cache, on_progress)
-    val = None
-    if data.val is None and data.val_fraction > 0:
-        splits = context.load(sources, data.val_fraction)
-        train, val = splits["train"], splits["val"]
-    else:
-        train = context.load(sources, None)["all"]
-        if data.val is not None:
-            val = context.load(data.val, None)["all"]
-    train.name = f"the training split of {describe_sources(sources)}"
-    fingerprint = hashlib.sha256(f"train {train.fingerprint}".encode())
-    if val is not None:
-        val.name = f"the validation split of {describe_sources(data.val or sources)}"
-        fingerprint.update(f" val {val.fingerprint}".encode())
-    return PreparedData(train, val, fingerprint.hexdigest())
+    preparer = _Preparer.of(data, tokenizer, cache, parts, on_progress)
+    if data.streaming:
+        return preparer.for_streaming()
+    fraction = data.val_fraction if data.val is None and data.val_fraction > 0 else None
+    sources = []
+    for name, unit in preparer.training_units():
+        train, val = preparer.load(unit, fraction)
+        train.name = f"the training split of {describe_sources(unit)}"
+        if val is not None:
+            val.name = f"the validation split of {describe_sources(unit)}"
+        sources.append(PreparedSource(name, train, val, preparer.weight(unit[0], train)))
+    validation = preparer.validation_sets()
+    if data.val is None:
+        validation = tuple((source.name, source.val) for source in sources if source.val is not None)
+    return PreparedData(tuple(sources), validation, fingerprint_of(tuple(sources), validation))
+
+
+def prepare_part(
+    data: DataConfig,
+    tokenizer: Tokenizer,
+    part: Part,
+    *,
+    cache: Path | None = None,
+    parts: Path | None = None,
+    on_progress: Progress | None = None,
+) -> int:
+    """Make one part of what `prepare` makes, into the folder `parts` (None: the cache), which all parts share, or into
+    which their folders are copied in the end; the number of blocks that were made. Raises as `prepare` does."""
+    preparer = _Preparer.of(data, tokenizer, cache, parts, on_progress)
+    fraction = data.val_fraction if data.val is None and data.val_fraction > 0 else None
+    units = [(unit, fraction) for _, unit in preparer.training_units()] + [([s], None) for s in data.val or []]
+    return sum(
+        CachedUnit(Unit.of(data, unit, share), preparer.place).make_part(part)
+        for unit, share in units
+        if not is_token_source(unit[0])
+    )
 
 
 @dataclass(frozen=True)
-class _Context:
-    """What stays the same while the sources of one data config are loaded."""
+class _Preparer:
+    """What stays the same while the sources of one data config are prepared."""
 
+    data: DataConfig
     tokenizer: Tokenizer
-    append_eot: bool
-    cache: Path
-    on_progress: Progress | None
+    place: Workplace
 
-    def load(self, sources: list[AnySource], fraction: float | None) -> dict[str, TokenDataset]:
-        """{`train`, `val`} by `fraction`, or {`all`} for None."""
+    @classmethod
+    def of(
+        cls,
+        data: DataConfig,
+        tokenizer: Tokenizer,
+        cache: Path | None,
+        parts: Path | None,
+        on_progress: Progress | None,
+    ) -> "_Preparer":
+        for source in [*training_sources(data), *(data.val or [])]:
+            is_token_source(source)  # finds what is missing before anything is tokenized
+        place = Workplace(tokenizer, cache or cache_dir(), data.workers or cores(), on_progress, parts)
+        return cls(data, tokenizer, place)
+
+    def training_units(self) -> list[tuple[str, list[AnySource]]]:
+        """(name, sources) of what is prepared together: each source of a mixture, or all of them."""
+        sources = training_sources(self.data)
+        names = source_names(sources)
+        require_stage_names(self.data, names)
+        if self.data.is_mixture:
+            return [(name, [source]) for name, source in zip(names, sources, strict=True)]
+        return [(names[0] if len(names) == 1 else CONCATENATION, sources)]
+
+    def weight(self, source: AnySource, train: TokenDataset) -> float:
+        """The weight of a source of the mixture: as given, or by its size; 1 if there is no mixture."""
+        if not self.data.is_mixture:
+            return 1.0
+        return source.weight or len(train) * (source.repeat or 1.0)
+
+    def validation_sets(self) -> tuple[tuple[str, TokenDataset], ...]:
+        """(name, tokens) of each source of `data.val`."""
+        found = []
+        for name, source in zip(source_names(self.data.val or []), self.data.val or [], strict=True):
+            if isinstance(source, SourceConfig) and source.shards is not None:
+                splits = self._shards(source)
+                tokens = splits.get("val") or next(iter(splits.values()))
+            else:
+                tokens, _ = self.load([source], None)
+            tokens.name = f"the validation split of {describe_sources([source])}"
+            found.append((name, tokens))
+        return tuple(found)
+
+    def for_streaming(self) -> PreparedData:
+        """What there is to validate on; the training text is read while training."""
+        from minigpt.data.stream import open_stream
+
+        stream = open_stream(self.data, self.tokenizer, self.place.cache, self.place.on_progress)
+        validation = self.validation_sets()
+        if self.data.val is None and self.data.val_documents is not None:
+            for name, sources in self.training_units():
+                unit = replace(Unit.of(self.data, sources, None), first_documents=self.data.val_documents)
+                tokens = CachedUnit(unit, self.place).load()["all"]
+                tokens.name = f"the first {self.data.val_documents:,} documents of {describe_sources(sources)}"
+                validation = (*validation, (name, tokens))
+        digest = hashlib.sha256(f"{stream.fingerprint} {fingerprint_of((), validation)}".encode())
+        return PreparedData((), validation, digest.hexdigest(), stream)
+
+    def load(self, sources: list[AnySource], fraction: float | None) -> Splits:
+        """The tokens of sources that follow each other; with a `fraction`, that share of their end is kept apart."""
         kinds = {is_token_source(source) for source in sources}
         if len(kinds) == 2:
             raise RequestError(f"{describe_sources(sources)} mixes text and token files; give all of it as one kind")
-        return self._from_tokens(sources, fraction) if kinds.pop() else self._from_text(sources, fraction)
-
-    def _from_tokens(self, sources: list[AnySource], fraction: float | None) -> dict[str, TokenDataset]:
-        vocab_size = self.tokenizer.vocab_size
-        files = [
-            (path, source.dtype)
-            for source in sources
-            if isinstance(source, SourceConfig)  # they all are: no other kind can hold token ids
-            for path in source_files(source, self.cache, self.on_progress)
-        ]
-        hashes = [scan(path, dtype, vocab_size, self.cache) for path, dtype in files]
-        arrays = [open_tokens(path, dtype) for path, dtype in files]
-        total = sum(map(len, arrays))
-        cut = total if fraction is None else int(total * (1 - fraction))
-        if fraction is not None and not 0 < cut < total:
-            raise RequestError(f"data.val_fraction={fraction} leaves an empty split of the {total:,} tokens")
-        ranges = {"all": (0, total)} if fraction is None else {"train": (0, cut), "val": (cut, total)}
-        result = {}
-        for split, (begin, end) in ranges.items():
-            parts, names, base = [], [], 0
-            for ids, digest in zip(arrays, hashes, strict=True):
-                low, high = max(begin - base, 0), min(end - base, len(ids))
-                if low < high:
-                    parts.append(ids[low:high])
-                    names.append(f"{digest} {low} {high}")
-                base += len(ids)
-            result[split] = TokenDataset(parts, vocab_size, _joined_hash(names), eot_id=self.tokenizer.eot_id)
-        return result
-
-    def _from_text(self, sources: list[AnySource], fraction: float | None) -> dict[str, TokenDataset]:
-        key = self._key(sources, fraction)
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-        folder = self.cache / "tokens" / digest
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise write_error(folder, error) from None
-        with wait_lock(folder.parent / f"{digest}.lock", LOCK_SECONDS):
-            shards = None
-            try:
-                shards = _open(folder, self.cache)
-            except CorruptShardError as error:
-                LOG.warning("%s; the text is tokenized again", error)
-            if shards is None:
-                clean_stale(folder.parent)
-                with atomic_folder(folder, replace=True) as unfinished:
-                    same = self._build(unfinished, sources, fraction)
-                    if not same or self._key(sources, fraction) != key:
-                        raise RequestError(
-                            f"{describe_sources(sources)} changed while it was being tokenized: it must give the same "
-                            "documents every time that it is read"
-                        )
-                shards = _open(folder, self.cache)
-        assert shards is not None
-        return {split: self._dataset(of_split) for split, of_split in shards.items()}
-
-    def _key(self, sources: list[AnySource], fraction: float | None) -> dict[str, Any]:
-        """All that determines the ids of a text split."""
-        return {
-            "format": FORMAT,
-            "sources": [identity(source, self.cache, self.on_progress) for source in sources],
-            "val_fraction": fraction,
-            "tokenizer": self.tokenizer.fingerprint,
-            "dtype": token_dtype(self.tokenizer.vocab_size).name,
-            "eot": self.tokenizer.eot_id if self.append_eot else None,
-            "separator": self._separator,
-            "shard_tokens": SHARD_TOKENS,
-        }
-
-    @property
-    def _separator(self) -> str | None:
-        return SEPARATOR if SEPARATOR in self.tokenizer.special_tokens else None
-
-    def _build(self, folder: Path, sources: list[AnySource], fraction: float | None) -> bool:
-        """Tokenize into an empty folder. Returns whether the text was as long as when it was read before."""
-        found = survey(sources, self.cache, self._separator, self.on_progress)
-        texts = all_documents(sources, self.cache, self._separator)
+        if not kinds.pop():
+            found = CachedUnit(Unit.of(self.data, sources, fraction), self.place).load()
+            return (found["all"], None) if fraction is None else (found["train"], found["val"])
+        train, val = [], []
+        for source in sources:
+            assert isinstance(source, SourceConfig)  # no other kind can hold token ids
+            if source.shards is None:
+                train.append(self._token_files(source))
+            else:
+                splits = self._shards(source)
+                train.append(splits.get("train") or next(iter(splits.values())))
+                val += [splits["val"]] if "val" in splits else []
+        whole = joined(train, describe_sources(sources))
         if fraction is None:
-            pairs: Iterator[tuple[str, Document]] = (("all", document) for document in texts)
-            names = ["all"]
-        else:
-            pairs = split_documents_at(texts, found, boundary(found, fraction))
-            names = ["train", "val"]
-        eot = self.tokenizer.eot_id if self.append_eot and not found.is_stream else None
-        writers = {
-            name: ShardWriter(folder, name, self.tokenizer.vocab_size, self.tokenizer.fingerprint, SHARD_TOKENS)
-            for name in names
-        }
-        try:
-            done = 0
-            for batch in _batches(pairs, self.tokenizer):
-                for piece, ids in zip(batch, _encode(batch, self.tokenizer), strict=True):
-                    writer = writers[piece.split]
-                    if piece.start == 0:
-                        writer.start_document()
-                    writer.append(ids)
-                    if piece.is_last and eot is not None:
-                        writer.append([eot])
-                    done += len(piece.text)
-                if self.on_progress is not None:
-                    self.on_progress("tokenize", done, found.characters)
-            shards = {name: [path.name for path in writer.close()] for name, writer in writers.items()}
-        finally:
-            for writer in writers.values():
-                writer.abort()
-        if empty := [name for name, writer in writers.items() if writer.n_tokens == 0]:
-            raise RequestError(f"{describe_sources(sources)} gives no tokens at all for its part {empty[0]!r}")
-        meta = {"format": FORMAT, "shards": shards, "documents": found.n_documents, "characters": found.characters}
-        (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-        return done == found.characters
+            return whole, None
+        if val:
+            return whole, joined(val, describe_sources(sources))
+        cut = int(len(whole) * (1 - fraction))
+        if not 0 < cut < len(whole):
+            raise RequestError(f"data.val_fraction={fraction} leaves an empty split of the {len(whole):,} tokens")
+        return whole.part(0, cut), whole.part(cut, len(whole))
 
-    def _dataset(self, shards: Sequence[TokenShard]) -> TokenDataset:
-        bases = np.cumsum([0, *(shard.n_tokens for shard in shards)])
-        starts = [shard.starts.astype(np.int64) + base for shard, base in zip(shards, bases, strict=False)]
-        return TokenDataset(
-            [shard.tokens for shard in shards],
-            self.tokenizer.vocab_size,
-            _joined_hash([shard.content_sha256 for shard in shards]),
-            starts=np.concatenate(starts),
-            eot_id=self.tokenizer.eot_id,
-        )
+    def _token_files(self, source: SourceConfig) -> TokenDataset:
+        """The ids of .bin and .npy files, used in place."""
+        paths = source_files(source, self.place.cache, self.place.on_progress)
+        vocab_size = self.tokenizer.vocab_size
+        hashes = [scan(path, source.dtype, vocab_size, self.place.cache) for path in paths]
+        arrays = [open_tokens(path, source.dtype) for path in paths]
+        fingerprint = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+        return TokenDataset(arrays, vocab_size, fingerprint, eot_id=self.tokenizer.eot_id)
 
+    def _shards(self, source: SourceConfig) -> dict[str, TokenDataset]:
+        """The splits of a folder of shards, on this machine or in a store."""
+        return open_shards(str(source.shards), self.tokenizer, self.shard_cache)
 
-@dataclass(frozen=True)
-class _Piece:
-    """A document, or a part of a long one that may be encoded by itself; `start` is its first character there."""
-
-    split: str
-    document: Document
-    text: str
-    start: int
-    is_last: bool
-
-
-def _batches(pairs: Iterable[tuple[str, Document]], tokenizer: Tokenizer) -> Iterator[list[_Piece]]:
-    """The documents in order, in lists of at least BATCH_CHARACTERS characters (but the last)."""
-    batch: list[_Piece] = []
-    size = 0
-    for split, document in pairs:
-        start = 0
-        for text in _pieces(document.text, tokenizer):
-            batch.append(_Piece(split, document, text, start, start + len(text) == len(document.text)))
-            start += len(text)
-            size += len(text)
-            if size >= BATCH_CHARACTERS:
-                yield batch
-                batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _pieces(text: str, tokenizer: Tokenizer) -> Iterator[str]:
-    """Cut a long text only where that cannot change its ids; otherwise it stays whole."""
-    if len(text) <= BATCH_CHARACTERS:
-        yield text
-    elif isinstance(tokenizer, CharTokenizer):
-        yield from (text[at : at + BATCH_CHARACTERS] for at in range(0, len(text), BATCH_CHARACTERS))
-    elif getattr(tokenizer, "cuttable", False):
-        yield from safe_pieces(text, BATCH_CHARACTERS)
-    else:
-        yield text
-
-
-def _encode(batch: list[_Piece], tokenizer: Tokenizer) -> list[list[int]]:
-    """Ids of each piece; a RequestError of the tokenizer gets the name of the document that it is about."""
-    try:
-        return tokenizer.encode_batch([piece.text for piece in batch])
-    except RequestError as error:
-        for piece in batch:
-            try:
-                tokenizer.encode(piece.text)
-            except RequestError as cause:
-                counted = f", counted from character {piece.start:,}" if piece.start else ""
-                raise RequestError(f"{piece.document.origin}{counted}: {cause}") from None
-        raise error
-
-
-def _open(folder: Path, cache: Path) -> dict[str, list[TokenShard]] | None:
-    """The shards of a finished folder by split, verified; None if there is no folder. CorruptShardError if damaged."""
-    if not folder.exists():
-        return None
-    try:
-        meta = json.loads((folder / "meta.json").read_bytes())
-        names = {str(split): [str(name) for name in of_split] for split, of_split in meta["shards"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise CorruptShardError(f"token cache {folder} has no readable meta.json") from None
-    shards = {split: [TokenShard(folder / name) for name in of_split] for split, of_split in names.items()}
-    for of_split in shards.values():
-        for shard in of_split:
-            shard.verify(cache)
-    return shards
-
-
-def _joined_hash(parts: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    @cached_property
+    def shard_cache(self) -> ShardCache:
+        """One for all stores."""
+        return ShardCache(self.place.cache, int(self.data.store_cache_gb * 1e9), self.place.on_progress)

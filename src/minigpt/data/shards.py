@@ -11,7 +11,6 @@ import hashlib
 import json
 import struct
 import zlib
-from array import array
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,48 +33,36 @@ class CorruptShardError(WorkError):
 
 
 class ShardWriter:
-    """Writes tokens into `folder/PREFIX-00000.tok`, `-00001.tok`, ... of at most `shard_tokens` tokens each.
+    """Writes tokens into `folder/tokens-00000.tok`, `-00001.tok`, ... of at most `shard_tokens` tokens each.
 
-    Memory does not grow with the number of tokens (8 bytes a document). Call `start_document()` before the tokens of
-    each document and `close()` at the end. Publishing the folder in one step is the caller's matter.
+    Memory does not grow with the number of tokens (8 bytes a document of the shard). Call `close()` at the end, or
+    `abort()`. Publishing the folder in one step is the caller's matter.
     """
 
-    def __init__(
-        self, folder: Path, prefix: str, vocab_size: int, tokenizer: str, shard_tokens: int = SHARD_TOKENS
-    ) -> None:
+    def __init__(self, folder: Path, vocab_size: int, tokenizer: str, shard_tokens: int = SHARD_TOKENS) -> None:
         self.paths: list[Path] = []
         self.n_tokens = 0
-        self.n_documents = 0
-        self._folder, self._prefix, self._shard_tokens = folder, prefix, shard_tokens
+        self._folder, self._shard_tokens = folder, shard_tokens
         self._vocab_size, self._tokenizer = vocab_size, tokenizer
         self._dtype = token_dtype(vocab_size)
         self._file: BinaryIO | None = None
-        self._document_waits = False
 
-    def start_document(self) -> None:
-        """The next token is the first of a document; a document without tokens does not count."""
-        self._document_waits = True
-
-    def append(self, ids: list[int] | NDArray[Any]) -> None:
-        """Write ids; ValueError for one that is not in the vocabulary (a tokenizer that broke its promise)."""
-        values = np.asarray(ids, dtype=np.int64)
-        if len(values) and (values.min() < 0 or values.max() >= self._vocab_size):
-            raise ValueError(f"the tokenizer gave an id outside its vocabulary of {self._vocab_size}")
-        while len(values):
+    def append(self, ids: Tokens, starts: Tokens) -> None:
+        """Write ids (N,), in which documents begin at `starts` (ascending, each below N)."""
+        ids = np.asarray(ids).astype(self._dtype, copy=False)
+        while len(ids):
             if self._file is None:
                 self._open()
-            if self._document_waits:
-                self._starts.append(self._count)
-                self.n_documents += 1
-                self._document_waits = False
-            room = self._shard_tokens - self._count
-            raw = values[:room].astype(self._dtype).tobytes()
             assert self._file is not None
-            self._file.write(raw)
-            self._digest.update(raw)
-            self._count += len(values[:room])
-            self.n_tokens += len(values[:room])
-            values = values[room:]
+            room = self._shard_tokens - self._count
+            here = np.searchsorted(starts, room)  # a document that begins in the next shard belongs to it
+            self._starts.append(np.asarray(starts[:here], np.int64) + self._count)
+            raw = np.ascontiguousarray(ids[:room])
+            self._file.write(raw.data)
+            self._digest.update(raw.data)
+            self._count += len(raw)
+            self.n_tokens += len(raw)
+            ids, starts = ids[room:], np.asarray(starts[here:], np.int64) - room
             if self._count == self._shard_tokens:
                 self._finish()
 
@@ -91,25 +78,27 @@ class ShardWriter:
             self._file = None
 
     def _open(self) -> None:
-        path = self._folder / f"{self._prefix}-{len(self.paths):05d}.tok"
+        path = self._folder / f"tokens-{len(self.paths):05d}.tok"
         self._file = path.open("xb")
         self._file.write(bytes(HEADER_BYTES))
-        self._count, self._starts, self._digest = 0, array("Q"), hashlib.sha256()
+        self._count, self._digest = 0, hashlib.sha256()
+        self._starts: list[NDArray[np.int64]] = []
         self.paths.append(path)
 
     def _finish(self) -> None:
         if self._file is None:
             return
-        starts = np.asarray(self._starts, dtype="<u8").tobytes()
-        self._file.write(bytes(-self._file.tell() % 8) + starts)
+        starts = np.concatenate(self._starts).astype("<u8")
+        raw = starts.tobytes()
+        self._file.write(bytes(-self._file.tell() % 8) + raw)
         header = {
             "dtype": self._dtype.name,
             "vocab_size": self._vocab_size,
             "n_tokens": self._count,
-            "n_documents": len(self._starts),
+            "n_documents": len(starts),
             "tokenizer": self._tokenizer,
             "tokens_sha256": self._digest.hexdigest(),
-            "documents_sha256": hashlib.sha256(starts).hexdigest(),
+            "documents_sha256": hashlib.sha256(raw).hexdigest(),
         }
         text = json.dumps(header).encode()
         self._file.seek(0)
