@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import Field
 
 from minigpt import PretrainObjective, RequestError, Section, Tokenizer
+from minigpt.objectives import IGNORED
 
 MARKS = ("<|prefix|>", "<|suffix|>", "<|middle|>")
 
@@ -43,7 +44,8 @@ class FillInTheMiddle(PretrainObjective):
     def row(self, index: int) -> dict[str, np.ndarray]:
         """Training row `index`. It must follow from the index alone: rows are made ahead, and again after a resume."""
         row = super().row(index)
-        window = np.append(row["ids"], row["targets"][-1])  # (T + 1,)
+        used = row["targets"] != IGNORED  # packed documents may leave positions empty, at the end
+        window = np.append(row["ids"][used], row["targets"][used][-1])  # (T + 1,)
         draw = np.random.default_rng([self.seed, index])
         documents = np.split(window, np.flatnonzero(window == self.end) + 1)  # each but the last ends with `end`
         pieces = [self._rearranged(d, draw) if draw.random() < self.rate else d for d in documents]

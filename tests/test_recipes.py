@@ -23,12 +23,16 @@ from minigpt.cli import main
 from minigpt.config import load_config, resolved
 from minigpt.data import prepare
 from minigpt.data.demo import story
+from minigpt.data.mixture import make_mixture
 from minigpt.data.order import WindowOrder
-from minigpt.training.setup import GPT2_FILES, GPT2_URL, assemble, make_tokenizer
+from minigpt.training.setup import assemble
+from minigpt.training.tokenizers import GPT2_FILES, GPT2_URL, make_tokenizer
 
 HUB = "huggingface.co"
 RECIPES = ["shakespeare-char", "shakespeare-char-fast", "shakespeare-char-gpu", "the-verdict", "tinystories",
-           "redpajama-sample", "fineweb-edu-10b"]  # fmt: skip
+           "redpajama-sample", "fineweb-edu-10b", "openwebtext", "wikitext-103", "gutenberg", "c4-mixture",
+           "two-stage"]  # fmt: skip
+UNPINNED = {"lucadiliello/bookcorpusopen"}  # of which no commit is known here; a run records the one that it reads
 SMALL = ["model.n_layer=1", "model.n_head=2", "model.n_embd=32", "model.context_length=32", "training.batch_tokens=128",
          "training.micro_batch=4", "training.max_steps=2", "schedule.warmup_steps=1", "evaluation.max_tokens=128",
          "loggers.console=plain"]  # fmt: skip
@@ -150,12 +154,17 @@ def test_every_recipe_knows_its_text_and_pins_it(preset: str) -> None:
             assert parts.scheme == "https"
             at_a_commit = re.search(r"/resolve/[0-9a-f]{40}/", parts.path)
             assert (parts.netloc == HUB and at_a_commit) or (source.sha256 and source.bytes)
+        if source.hub is not None and source.hub not in UNPINNED:
+            assert re.fullmatch("[0-9a-f]{40}", source.revision)
 
 
 def test_the_addresses_of_many_files() -> None:
     found = addresses("fineweb-edu-10b")
     assert len(found) == 14 and found == sorted(found)
     assert found[0].endswith("/sample/10BT/000_00000.parquet") and found[-1].endswith("/013_00000.parquet")
+    found = addresses("openwebtext")
+    assert len(found) == 80 and found == sorted(found)
+    assert [url.rpartition("/")[2] for url in found][::79] == [f"train-000{n}-of-00080.parquet" for n in ("00", "79")]
     names = [url.rpartition("/")[2] for url in addresses("redpajama-sample")]
     crawls = ["2019-30", "2020-05", "2021-04", "2022-05", "2023-06"]
     parts = ["arxiv", "book", "c4", "github", "stackexchange", "wikipedia", *(f"cc_{crawl}" for crawl in crawls)]
@@ -170,6 +179,11 @@ CLAIMS = {
     "tinystories": ("17.6M parameters", 10_000),
     "redpajama-sample": ("51M parameters", 50_257),
     "fineweb-edu-10b": ("124M", 50_257),
+    "openwebtext": ("124M", 50_257),
+    "wikitext-103": ("45M parameters", 50_257),
+    "gutenberg": ("114M parameters", 50_257),
+    "c4-mixture": ("114M parameters", 50_257),
+    "two-stage": ("114M parameters", 50_257),
 }
 
 
@@ -300,6 +314,130 @@ def test_four_epochs_are_four_passes(web: Web, gpt2: None, tmp_path: Path) -> No
     parts = assemble(load_config("fineweb-edu-10b", overrides)[0])
     windows = WindowOrder(len(parts.data.train), 32, seed=0).windows_per_epoch
     assert windows > 100 and parts.max_steps == windows  # four times, and four rows a step
+
+
+# --- from the hub, with folders of the same shape in its place
+
+LINES = ["", " = Robert Boulter = \n", "", " Robert Boulter is an English film actor . \n", "", " = = Career = = \n"]
+
+
+def card(config: str, **paths: str) -> bytes:
+    files = "".join(f"  - {{split: {split}, path: '{path}'}}\n" for split, path in paths.items())
+    return f"---\nconfigs:\n- config_name: {config}\n  data_files:\n{files}---\n".encode()
+
+
+def packed_rows(texts: list[str]) -> bytes:
+    rows = [{"text": text, "timestamp": "2019-04-25T12:57:54Z", "url": "https://example.org"} for text in texts]
+    return gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> dict[str, str]:
+    """Folders with the files of the data sets' repositories, by the name of the data set."""
+    pytest.importorskip("datasets")
+    (tmp_path / "hub").mkdir()
+
+    def table(texts: list[str]) -> bytes:
+        return parquet_file(tmp_path, texts)
+
+    wikitext, edu = "wikitext-103-raw-v1", "sample/10BT"
+    repositories = {
+        "allenai/c4": {
+            "README.md": card("en", train="en/c4-train.*.json.gz", validation="en/c4-validation.*.json.gz"),
+            "en/c4-validation.00000-of-00008.json.gz": packed_rows(["not to be read"]),
+            **{f"en/c4-train.{n:05d}-of-01024.json.gz": packed_rows(stories(40, seed=n)) for n in range(3)},
+        },
+        "Salesforce/wikitext": {
+            "README.md": card(wikitext, **{split: f"{wikitext}/{split}-*" for split in ("train", "validation")}),
+            f"{wikitext}/train-00000-of-00002.parquet": table(LINES * 40),
+            f"{wikitext}/train-00001-of-00002.parquet": table(LINES * 30),
+            f"{wikitext}/validation-00000-of-00001.parquet": table(LINES * 5),
+        },
+        "HuggingFaceFW/fineweb-edu": {
+            "README.md": card("sample-10BT", train=f"{edu}/*"),
+            **{f"{edu}/{n:03d}_00000.parquet": table(stories(60, seed=10 + n)) for n in range(2)},
+        },
+        "manu/project_gutenberg": {
+            f"data/{split}-0000{n}-of-00002-7cda8f63c262acf8.parquet": table(
+                [" ".join(stories(20, seed=30 + 10 * n + book)) for book in range(4)]
+            )
+            for split in ("de", "en")
+            for n in range(2)
+        },
+        "lucadiliello/bookcorpusopen": {
+            "data/train-00000-of-00001.parquet": table([" ".join(stories(20, seed=60 + book)) for book in range(120)])
+        },
+    }
+    for name, contents in repositories.items():
+        for path, content in contents.items():
+            file = tmp_path / "hub" / name / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+    return {name: str(tmp_path / "hub" / name) for name in repositories}
+
+
+def from_folders(preset: str, hub: dict[str, str]) -> list[str]:
+    """Overrides that make the preset read the folders."""
+    data = resolved(load_config(preset)[0])["data"]
+    for source in [*data["train"], *(data.get("val") or [])]:
+        if "hub" in source:
+            source["hub"] = hub[source["hub"]]
+            source.pop("revision", None)
+    texts = [f"data.{split}={json.dumps(data[split])}" for split in ("train", "val") if data.get(split)]
+    return [*SMALL, "model.n_kv_head=2", "training.compile=false", *texts]
+
+
+def test_openwebtext(web: Web, gpt2: None, minigpt: Callable[..., str], tmp_path: Path) -> None:
+    for number, url in enumerate(addresses("openwebtext")):
+        web.files[url] = parquet_file(tmp_path, stories(4, seed=number))
+    overrides = [*SMALL, "training.compile=false", "data.val_fraction=0.01"]  # of the real text 0.05 % is enough
+    check_run(minigpt, "openwebtext", overrides)
+    assert [path for path in web.asked if path.startswith(HUB)] == addresses("openwebtext")
+    tokenizer, data = prepared("openwebtext", overrides)
+    assert tokenizer.decode(data.train.tokens(0, 2000).tolist()).startswith(stories(1)[0] + "<|endoftext|>")
+
+
+def test_wikitext_is_the_running_text_again(
+    web: Web, gpt2: None, hub: dict[str, str], minigpt: Callable[..., str]
+) -> None:
+    overrides = from_folders("wikitext-103", hub)
+    check_run(minigpt, "wikitext-103", overrides)
+    tokenizer, data = prepared("wikitext-103", overrides)
+    for part, times in ((data.train, 70), (data.val, 5)):
+        assert tokenizer.decode(part.tokens(0, len(part)).tolist()) == "".join(LINES * times)
+
+
+def test_gutenberg_is_books_in_english(web: Web, gpt2: None, hub: dict[str, str], minigpt: Callable[..., str]) -> None:
+    overrides = [*from_folders("gutenberg", hub), "data.val_fraction=0.3"]
+    check_run(minigpt, "gutenberg", overrides)
+    tokenizer, data = prepared("gutenberg", overrides)
+    text = "".join(tokenizer.decode(part.tokens(0, len(part)).tolist()) for part in (data.train, data.val))
+    assert text.count("<|endoftext|>") == 8
+
+
+@pytest.mark.parametrize("preset", ["c4-mixture", "two-stage"])
+def test_mixtures_are_read_while_they_train(
+    preset: str, web: Web, gpt2: None, hub: dict[str, str], minigpt: Callable[..., str]
+) -> None:
+    (news,) = [url for url in addresses(preset)] or [None]
+    if news is not None:
+        web.files[news] = "".join(f"{text} NEWLINE_CHAR ||||| more\n" for text in stories(120, seed=90)).encode()
+    overrides = [*from_folders(preset, hub), "data.val_documents=5"]
+    check_run(minigpt, preset, overrides)
+
+
+def test_the_weights_of_the_mixtures() -> None:
+    config = load_config("c4-mixture")[0]
+    weights = {source.name: source.weight for source in config.data.train}
+    assert weights == {"c4": 305, "wikitext": 3, "books": 37.8, "news": 4.2}
+    mixture = make_mixture(
+        config.data, list(weights), list(weights.values()), batch_rows=config.batch_rows, seed=0, max_steps=1000
+    )
+    assert mixture.stages[0].block_rows == 7 * config.batch_rows  # the header says so
+    assert mixture.stages[0].counts == (1525, 15, 189, 21)  # 1,750 rows: exactly the weights times five
+    config = load_config("two-stage")[0]
+    mixture = make_mixture(config.data, ["web", "edu", "wiki"], [90.0, 9.0, 1.0], batch_rows=10, seed=0, max_steps=1000)
+    assert mixture.counts(9000) == (8100, 810, 90) and mixture.counts(10_000) == (8300, 1510, 190)
 
 
 # --- at full size: what the dry run says of the real shapes

@@ -146,6 +146,10 @@ class Kit:
         """The report of these runs, parsed."""
         return parse(self.html(*runs, **options))
 
+    def parsed(self, path: Path) -> Node:
+        """Another page."""
+        return parse(path.read_text("utf-8"))
+
     def html(self, *runs: Path, out: Path | None = None) -> str:
         path = write_report(list(runs), out or self.folder / "page.html")
         return path.read_text("utf-8")

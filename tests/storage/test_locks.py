@@ -54,7 +54,7 @@ def test_folder_that_cannot_be_made(tmp_path):
 
 
 def test_file_system_without_locks_is_an_error_not_a_fallback(tmp_path, monkeypatch):
-    def refuse(descriptor):
+    def refuse(descriptor, shared):
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr("minigpt.storage.lock._acquire", refuse)

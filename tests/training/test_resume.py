@@ -9,6 +9,15 @@ LAYOUTS = {
     "background": {},
     "foreground": {"checkpoint__background": False},
     "bf16": {"training__precision": "bf16", "tokenizer": {"kind": "bpe", "vocab_size": 260}},
+    "mixture": {
+        "data": {
+            "train": [
+                {"text": "bead cab\nfed " * 60, "weight": 2, "name": "a"},
+                {"text": "hag ebb " * 50, "weight": 1, "name": "b"},
+            ],
+            "stages": [{"from_step": 4, "weights": {"b": 1}}],
+        }
+    },
     "one_row_at_a_time": {"training__micro_batch": 1, "checkpoint__every_steps": 3},
 }
 

@@ -1,6 +1,7 @@
 """Sources of text named on the command line, and how far reading them is. Needs no torch."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -22,19 +23,33 @@ def source_data(sources: Sequence[str]) -> DataConfig:
 
 @contextmanager
 def progress_bar() -> Iterator[Progress | None]:
-    """How far the preparation is, on stderr while it lasts, if that is a terminal."""
+    """How far the preparation is, how long it will take and how fast it is: on stderr, if that is a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
-    with Bars(console=Console(stderr=True), transient=True) as bars:
+    columns = ("{task.description}", BarColumn(), "{task.fields[share]}", TimeElapsedColumn(), "elapsed")
+    later = (TimeRemainingColumn(compact=True, elapsed_when_finished=False), "{task.fields[left]}")
+    with Bars(
+        *columns, *later, TextColumn("{task.fields[speed]}"), console=Console(stderr=True), transient=True
+    ) as bars:
         tasks = {}
+        began: dict[str, float] = {}
+        speed = ""
 
         def report(stage: str, done: int, total: int | None) -> None:
+            nonlocal speed
+            if stage == "tokens":
+                seconds = time.monotonic() - began.setdefault(stage, time.monotonic())
+                speed = f"{done:,} tokens" + (f", {done / seconds:,.0f}/s" if seconds > 1 else "")
+                return
             if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done, total=total)
+                tasks[stage] = bars.add_task(stage, total=total, share="", left="", speed="")
+            share = f"{done / total:4.0%}" if total else f"{done:,}" if done else ""
+            fields = {"share": share, "left": "left" if total else "", "speed": speed if stage == "tokenize" else ""}
+            bars.update(tasks[stage], completed=done, total=total, **fields)
 
         yield report

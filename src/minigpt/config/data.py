@@ -54,7 +54,7 @@ class DataConfig(Section):
     shuffle_tokens: int | None = Field(None, ge=1)
     """Shuffle within stretches of about so many tokens, and the stretches; null: everything, or a shard of a store."""
     packing: Literal["contiguous", "documents"] = "contiguous"
-    """Rows: windows of the running text (contiguous), or whole documents fitted together (documents)."""
+    """Rows: windows of the running text (contiguous), or documents fitted together, hardly one cut (documents)."""
     document_mask: bool = False
     """Let no token see another document of its row."""
     restart_positions: bool = True
@@ -68,7 +68,7 @@ class DataConfig(Section):
     streaming: bool = False
     """Tokenize while training instead of before, for text too large to prepare."""
     shuffle_buffer: int = Field(10_000, ge=1)
-    """With streaming: documents from which the next one is drawn at random."""
+    """With streaming: documents (67 million tokens at most) from which the next one is drawn at random."""
     workers: int | None = Field(None, ge=1)
     """Processes that tokenize; null means as many as there are cores."""
     shard_tokens: int = Field(1 << 28, ge=1024)
@@ -83,6 +83,11 @@ class DataConfig(Section):
             raise ValueError("some sources of data.train have a weight or repeat and some have none: give it to all")
         if self.mixing != "auto" and any(weighed):
             raise ValueError(f"data.mixing={self.mixing} takes no weights: leave out weight and repeat, or mixing")
+        for names in ([s.name for s in sources or []] for sources in (self.train, self.val)):
+            if twice := [name for name in names if name is not None and names.count(name) > 1]:
+                raise ValueError(f"two sources are called {twice[0]}: give each a name of its own")
+        if self.packing == "documents" and not self.shuffle:
+            raise ValueError("data.packing=documents brings documents into another order: leave out data.shuffle=false")
         for kind in ("from_step", "from_fraction"):
             starts = [start for stage in self.stages if (start := getattr(stage, kind)) is not None]
             if starts != sorted(set(starts)):

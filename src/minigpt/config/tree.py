@@ -72,6 +72,10 @@ class Config(Section):
                 f"training.micro_batch={micro} does not divide the {rows} rows of a batch "
                 f"(training.batch_tokens / model.context_length): use {divisor}"
             )
+        if self.data.streaming and self.training.overfit_batches is not None:
+            raise ValueError(
+                "training.overfit_batches repeats its rows, and those of data.streaming=true come once: set it to false"
+            )
         if self.schedule.kind != "constant" and self.schedule.min_lr > self.optimizer.lr:
             raise ValueError(
                 f"schedule.min_lr={self.schedule.min_lr} is above the peak optimizer.lr={self.optimizer.lr}"
@@ -118,8 +122,10 @@ def ineffective(config: Config) -> dict[str, str]:
          "callbacks.early_stopping.min_delta")  # fmt: skip
     rule(config.training.overfit_batches is not None, "training.overfit_batches validates on its own batches",
          "data.val", "evaluation.max_tokens")  # fmt: skip
-    rule(data.val is None and data.val_fraction == 0 and config.training.overfit_batches is None,
-         "data.val_fraction=0 leaves no validation text", "evaluation.every_steps", "evaluation.max_tokens",
+    kept = data.val_documents if data.streaming else data.val_fraction
+    rule(data.val is None and not kept and config.training.overfit_batches is None,
+         "data.streaming=true without data.val and data.val_documents has no validation text" if data.streaming
+         else "data.val_fraction=0 leaves no validation text", "evaluation.every_steps", "evaluation.max_tokens",
          "callbacks.early_stopping.patience", "callbacks.early_stopping.min_delta")  # fmt: skip
     rule(config.evaluation.every_steps is None, "evaluation.every_steps=null evaluates at the end only",
          "callbacks.early_stopping.patience", "callbacks.early_stopping.min_delta")  # fmt: skip
@@ -144,6 +150,8 @@ def _data_rules(data: DataConfig, rule: Callable[..., None]) -> None:
     rule(not data.streaming, "data.streaming=false reads the whole text first",
          "data.val_documents", "data.shuffle_buffer")  # fmt: skip
     rule(not data.shuffle, "data.shuffle=false keeps the text's order", "data.shuffle_tokens", "data.shuffle_buffer")
+    rule(data.packing == "documents", "data.packing=documents shuffles the rows of the whole text",
+         "data.shuffle_tokens")  # fmt: skip
     rule(not data.document_mask, "data.document_mask=false has one text in a row", "data.restart_positions")
     rule(not data.is_mixture, "the sources of data.train are no mixture", "data.max_epochs")
     stores = [s for s in [*(data.train or []), *(data.val or [])] if isinstance(s, SourceConfig) and s.shards]

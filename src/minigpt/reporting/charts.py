@@ -61,6 +61,12 @@ KINDS = (
     Kind("Restorations", ("train/restorations",), unit="in all"),
 )
 ONLY_IF_ANY = ("train/skipped", "train/restorations")  # a chart of nothing but zeros says nothing
+BY_SOURCE = {
+    ("val", "loss"): "Validation loss by source",
+    ("data", "tokens"): "Tokens by source",
+    ("data", "epoch"): "Epochs by source",
+}
+"""(first, last part of a key) -> the chart in which the sources of a mixture are compared."""
 OWN_PLACE = {"train/loss", "val/loss"} | {key for kind in KINDS for key in kind.keys}
 
 
@@ -183,8 +189,15 @@ def _groups(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     families: dict[str, list[str]] = {}
     for key in keys:
         family = key.rpartition("/")[0] if key.count("/") > 1 else key
-        families.setdefault(family, []).append(key)
-    return [(keys[0] if len(keys) == 1 else family, keys) for family, keys in families.items()]
+        families.setdefault(_source_chart(key) or family, []).append(key)
+    named = BY_SOURCE.values()
+    return [(keys[0] if len(keys) == 1 and family not in named else family, keys) for family, keys in families.items()]
+
+
+def _source_chart(key: str) -> str | None:
+    """The chart of a metric that each source of a mixture has."""
+    parts = key.split("/")
+    return BY_SOURCE.get((parts[0], parts[2])) if len(parts) == 3 else None
 
 
 def _of_group(runs: Sequence[Run], index: int, title: str, keys: Sequence[str]) -> Chart | None:
@@ -193,9 +206,11 @@ def _of_group(runs: Sequence[Run], index: int, title: str, keys: Sequence[str]) 
         for i, key in enumerate(keys[:MAX_LINES]):
             if key in run.series:
                 points = [(float(point.step), point.mean) for point in run.series[key].points()]
-                label = run.name if len(runs) > 1 else key.rpartition("/")[2]
+                own = key.split("/")[1] if _source_chart(key) else key.rpartition("/")[2]
+                label = run.name if len(runs) > 1 else own
                 number_of_run = number + 1 if len(runs) > 1 else None
                 lines.append(Line(label, colour(number + i), points, dots=True, run=number_of_run))
     left = len(keys) - MAX_LINES
     unit = f"the first {MAX_LINES} of {len(keys)}" if left > 0 else ""
-    return draw(f"metric-{index}", title, lines, unit=unit, legend=len(runs) == 1 and len(keys) > 1)
+    legend = len(runs) == 1 and len(keys) > 1
+    return draw(f"metric-{index}", title, lines, unit=unit, may_be_log=_source_chart(keys[0]) is None, legend=legend)

@@ -28,7 +28,7 @@ def render(runs: Sequence[Run], remarks: Sequence[str] = ()) -> str:
     found = [parts(run) for run in runs]
     headline = [figures(run, own) for run, own in zip(runs, found, strict=True)]
     known, further, left = charts.other_charts(runs)
-    script = _asset("report.js")
+    script = asset("report.js")
     context = {
         "title": runs[0].name if not several else f"{len(runs)} runs",
         "status": _status(runs[0])
@@ -36,7 +36,7 @@ def render(runs: Sequence[Run], remarks: Sequence[str] = ()) -> str:
         else "Compared in the same charts, with what differs in their settings.",
         "generator": generator(),
         "footer": _footer(runs),
-        "style": Markup(_asset("report.css")),
+        "style": Markup(asset("report.css")),
         "script": Markup(script),
         "script_hash": "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "size": chart.SIZE,
@@ -61,7 +61,7 @@ def render(runs: Sequence[Run], remarks: Sequence[str] = ()) -> str:
         "incidents": [] if several else sessions.incidents(runs[0]),
     }
     context["sections"] = _sections(context)
-    return _environment().get_template("report.html.jinja").render(context)
+    return environment().get_template("report.html.jinja").render(context)
 
 
 def generator() -> str:
@@ -73,7 +73,9 @@ def generator() -> str:
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """The templates of this package; every value is escaped, and what a page cannot show is replaced."""
+
     def finalize(value: Any) -> Any:
         return value if isinstance(value, Markup) else printable(str(value))
 
@@ -89,7 +91,8 @@ def _environment() -> Environment:
     return environment
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """A style or script of a page."""
     return (resources.files("minigpt.reporting") / "template" / name).read_text("utf-8")
 
 

@@ -1,9 +1,11 @@
-"""`minigpt report`, and the report that every run leaves behind."""
+"""`minigpt report`, the report that every run leaves behind, and the page of `minigpt data show`."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from minigpt.config import RequestError
+from minigpt.reporting.data_page import render_data
 from minigpt.reporting.page import NAME, render
 from minigpt.reporting.runs import read_runs, require_run
 from minigpt.storage import atomic_write
@@ -23,7 +25,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     for run in runs:
         require_run(run)
     out = out or (runs[0] / REPORT_FILE if len(runs) == 1 else Path(REPORT_FILE))
-    _require_place(out)
+    require_place(out)
     points = max(FEWEST_POINTS, min(POINTS, ALL_POINTS // len(runs)))
     atomic_write(out, render(*read_runs(runs, points)))
     return out
@@ -40,19 +42,28 @@ def report_at_end(run_dir: Path, say: Callable[[str], None]) -> Path | None:
         return None
 
 
-def _require_place(out: Path) -> None:
-    """Raises RequestError where a report cannot be written, or would replace a file that is not one."""
+def write_data_page(found: dict[str, Any], title: str, out: Path) -> None:
+    """Write the page about the data of a run; `found` is what `minigpt.data.describe` gives, `title` a name for it.
+
+    Raises RequestError for a place where no page can be, WorkError if the disk refuses.
+    """
+    require_place(out, "--html")
+    atomic_write(out, render_data(found, title))
+
+
+def require_place(out: Path, option: str = "--out") -> None:
+    """Raises RequestError where a page cannot be written, or would replace a file that is not one."""
     if out.is_dir():
-        raise RequestError(f"--out {out} is a folder: name a file in it, such as {out / REPORT_FILE}")
+        raise RequestError(f"{option} {out} is a folder: name a file in it, such as {out / REPORT_FILE}")
     if not out.parent.is_dir():
-        raise RequestError(f"--out {out}: there is no folder {out.parent}")
-    if out.exists() and f'content="{NAME}' not in _beginning(out):
-        raise RequestError(f"--out {out} exists and is not a report: choose another name, or delete it first")
+        raise RequestError(f"{option} {out}: there is no folder {out.parent}")
+    if out.exists() and f'content="{NAME}' not in _beginning(out, option):
+        raise RequestError(f"{option} {out} exists and is not a report: choose another name, or delete it first")
 
 
-def _beginning(path: Path) -> str:
+def _beginning(path: Path, option: str) -> str:
     try:
         with open(path, "rb") as file:
             return file.read(1000).decode("utf-8", "replace")
     except OSError as error:
-        raise RequestError(f"--out {path} cannot be replaced: {error.strerror}") from error
+        raise RequestError(f"{option} {path} cannot be replaced: {error.strerror}") from error

@@ -29,8 +29,8 @@ from minigpt.storage.atomic import (
     verify_folder,
 )
 from minigpt.storage.model_folder import (
-    TOKENIZER_FILE,
     SavesTokenizer,
+    find_tokenizer,
     load_model_config,
     load_state,
     write_model,
@@ -108,7 +108,6 @@ def load_checkpoint(folder: Path, device: "str | torch.device" = "cpu") -> Check
     if STATE_FILE not in read_manifest(folder)["files"]:
         raise RequestError(f"{folder} is a model folder and no checkpoint: it has no {STATE_FILE} to go on from")
     state = _read_state(folder)
-    tokenizer = folder / TOKENIZER_FILE
     return Checkpoint(
         path=folder,
         step=state["step"],
@@ -117,7 +116,7 @@ def load_checkpoint(folder: Path, device: "str | torch.device" = "cpu") -> Check
         optimizer_state=load_tensors(folder / OPTIMIZER_FILE, device),
         trainer_state=state["trainer"],
         loss=state["loss"],
-        tokenizer_path=tokenizer if tokenizer.is_file() else None,
+        tokenizer_path=find_tokenizer(folder),
     )
 
 

@@ -26,14 +26,15 @@ _WINDOWS_OFFSET = 1 << 30  # a locked byte cannot be read there: lock one far be
 if sys.platform == "win32":
     import msvcrt
 
-    def _acquire(descriptor: int) -> None:
-        os.lseek(descriptor, _WINDOWS_OFFSET, os.SEEK_SET)
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    def _acquire(descriptor: int, shared: bool) -> None:
+        if not shared:  # there are no shared locks; a file that is open or mapped cannot be deleted there anyway
+            os.lseek(descriptor, _WINDOWS_OFFSET, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
 else:
     import fcntl
 
-    def _acquire(descriptor: int) -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    def _acquire(descriptor: int, shared: bool) -> None:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
 
 
 class Lock:
@@ -65,7 +66,7 @@ def lock_folder(folder: Path, what: str = "run folder") -> Lock:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = _try_lock(folder / LOCK_NAME)
+        lock = try_lock(folder / LOCK_NAME)
     except OSError as error:
         raise RequestError(f"{what} {folder} cannot be used: {reason(error)}") from error
     if lock is None:
@@ -73,16 +74,19 @@ def lock_folder(folder: Path, what: str = "run folder") -> Lock:
     return lock
 
 
-def wait_lock(path: Path, timeout: float = 3600.0, on_wait: Callable[[str], None] | None = None) -> Lock:
+def wait_lock(
+    path: Path, timeout: float = 3600.0, on_wait: Callable[[str], None] | None = None, *, shared: bool = False
+) -> Lock:
     """Lock the file `path`, waiting up to `timeout` seconds; `on_wait` gets one line if there is something to wait for.
 
-    Raises `WorkError` when the time is over or the file cannot be made.
+    Any number may hold a `shared` lock, as long as nobody holds one that is not. Raises `WorkError` when the time is
+    over or the file cannot be made.
     """
     end = time.monotonic() + timeout
     pause = 0.01
     while True:
         try:
-            lock = _try_lock(path)
+            lock = try_lock(path, shared=shared)
         except OSError as error:
             raise WorkError(f"could not lock {path}: {reason(error)}") from error
         if lock is not None:
@@ -98,10 +102,11 @@ def wait_lock(path: Path, timeout: float = 3600.0, on_wait: Callable[[str], None
         pause = min(2 * pause, 0.5)
 
 
-def _try_lock(path: Path) -> Lock | None:
+def try_lock(path: Path, *, shared: bool = False) -> Lock | None:
+    """Lock the file `path` at once; None if another holds it. Raises `OSError` if the file cannot be made."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        _acquire(descriptor)
+        _acquire(descriptor, shared)
     except OSError as error:
         os.close(descriptor)
         if error.errno in _BUSY:

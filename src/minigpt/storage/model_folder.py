@@ -1,4 +1,4 @@
-"""A model as a folder: `config.json`, `model.safetensors` and, where there is one, `tokenizer.json`.
+"""A model as a folder: `config.json`, `model.safetensors` and, where there is one, the tokenizer.
 
 `config.json` holds `"model_type": "minigpt"`, a `format_version` and the fields of `ModelConfig` beside them. A
 checkpoint is such a folder with more in it.
@@ -29,7 +29,8 @@ MODEL_TYPE = "minigpt"
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer.bin")
+"""The file by which a tokenizer is known, the first that is there: some have no tokenizer.json that says the same."""
 _NOT_CONFIG = ("model_type", "format_version", "extra")
 
 
@@ -37,7 +38,7 @@ class SavesTokenizer(Protocol):
     """What storage needs of a tokenizer: it writes its own files."""
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json and what belongs to it into an existing folder."""
+        """Write one of TOKENIZER_FILES and what belongs to it into an existing folder."""
 
 
 def save_model(
@@ -83,6 +84,11 @@ def write_model(
     save_tensors(folder / WEIGHTS_FILE, state)
     if tokenizer is not None:
         tokenizer.save(folder)
+
+
+def find_tokenizer(folder: Path) -> Path | None:
+    """The file of the tokenizer in a model folder, to be loaded with what is beside it; None if it has none."""
+    return next((folder / name for name in TOKENIZER_FILES if (folder / name).is_file()), None)
 
 
 def read_model_json(folder: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from minigpt.config import RequestError
 from minigpt.storage.atomic import MANIFEST, CorruptFolderError
 from minigpt.storage.checkpoint import CHECKPOINTS, POINTERS, newest_good, resolve_pointer, step_of, verify_model
-from minigpt.storage.model_folder import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, load_model_config
+from minigpt.storage.model_folder import CONFIG_FILE, WEIGHTS_FILE, find_tokenizer, load_model_config
 
 MODEL_FOLDER = "model"
 RUN_CONFIG = "config.yaml"
@@ -20,7 +20,7 @@ class ModelFolder:
     path: Path
     """The folder with config.json and model.safetensors."""
     tokenizer_path: Path | None
-    """Its tokenizer.json, if it has one."""
+    """The file of its tokenizer (tokenizer.json, mostly), if it has one."""
     step: int | None
     """The training step if it is a checkpoint."""
 
@@ -71,5 +71,4 @@ def _found(folder: Path) -> ModelFolder:
     load_model_config(folder)
     if not (folder / WEIGHTS_FILE).is_file():
         raise RequestError(f"{folder} is not a whole model folder: it has no {WEIGHTS_FILE}")
-    tokenizer = folder / TOKENIZER_FILE
-    return ModelFolder(folder, tokenizer if tokenizer.is_file() else None, step_of(folder))
+    return ModelFolder(folder, find_tokenizer(folder), step_of(folder))

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from typing import cast
 
 from minigpt.config import Config
+from minigpt.data.stream import StreamState
 from minigpt.objectives import IGNORED, Batch, Objective, Row, stack, valid_targets
+from minigpt.training.streams import stream_state
 
 
 @dataclass
@@ -17,6 +19,8 @@ class StepBatch:
     """Valid targets of the whole step: the loss is divided by this."""
     source_tokens: list[int]
     """Valid targets by source, in the order of the objective's `source_names`; [] where it has none."""
+    stream: StreamState | None
+    """Of rows that come from a stream: how far it has been read for them."""
 
 
 def step_batch(objective: Objective, rows: list[int], config: Config) -> StepBatch:
@@ -24,10 +28,11 @@ def step_batch(objective: Objective, rows: list[int], config: Config) -> StepBat
     if config.training.overfit_batches is not None:
         rows = [row % (config.training.overfit_batches * config.batch_rows) for row in rows]
     made = [objective.row(row) for row in rows]
+    state = stream_state(objective)  # behind the last of them
     size = cast(int, config.training.micro_batch)
     micro_batches = [stack(made[i : i + size]) for i in range(0, len(made), size)]
     valid = sum(valid_targets(batch) for batch in micro_batches)
-    return StepBatch(rows, micro_batches, valid, _source_tokens(objective, rows, made))
+    return StepBatch(rows, micro_batches, valid, _source_tokens(objective, rows, made), state)
 
 
 def _source_tokens(objective: Objective, rows: list[int], made: list[Row]) -> list[int]:

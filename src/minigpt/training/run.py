@@ -242,11 +242,12 @@ def _refuse_other_data(run_dir: Path, checkpoint: Checkpoint, parts: Parts) -> N
 
 
 def _headline(parts: Parts, run_dir: Path) -> str:
-    config, tokens = parts.config, len(parts.data.train)
-    validation = f", validation {len(parts.data.val):,}" if parts.data.val is not None else ""
+    config, data = parts.config, parts.data
+    tokens = "training text streamed" if data.stream is not None else f"training tokens {len(data.train):,}"
+    validation = f", validation {len(data.val):,}" if data.val is not None else ""
     return (
         f"{run_dir}: {count_parameters(config.model) / 1e6:.2f}M parameters, vocabulary {config.model.vocab_size:,}, "
-        f"training tokens {tokens:,}{validation}; {parts.max_steps:,} steps of {config.training.batch_tokens:,} tokens "
+        f"{tokens}{validation}; {parts.max_steps:,} steps of {config.training.batch_tokens:,} tokens "
         f"({config.training.precision}, {config.run.device}, {_count(config.run.threads or 1, 'thread')})"
     )
 

@@ -1,43 +1,32 @@
 """From a config to what a run is made of: device and threads, tokenizer, token data, model, objective."""
 
-import hashlib
 import importlib.util
-import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from minigpt.config import Config, RequestError, TokenizerConfig, WorkError
+from minigpt.config import Config, RequestError
 from minigpt.config.extension import portable
-from minigpt.data import PreparedData, iter_training_text, prepare
-from minigpt.data.download import download
-from minigpt.data.sources import identity
+from minigpt.data import PreparedData, prepare
 from minigpt.inference import pick_device
 from minigpt.model import GPT
 from minigpt.model.count import count_parameters
 from minigpt.objectives import Objective, make_objective
-from minigpt.storage import atomic_folder, cache_dir, cache_entry_lock, load_model_config, load_state, resolve_model
-from minigpt.tokenizer import Tokenizer, build_tokenizer, load_tokenizer
+from minigpt.storage import cache_dir, load_model_config, load_state, resolve_model
+from minigpt.tokenizer import Tokenizer
 from minigpt.training.allocator import keep_freed_memory
 from minigpt.training.cores import available_cores
 from minigpt.training.extensions import settle_extensions
 from minigpt.training.seeds import derived_seed
+from minigpt.training.tokenizers import make_tokenizer as make_tokenizer
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int | None], None]
-
-# GPT-2's vocabulary as its authors published it; hashes as in OpenAI's tiktoken, tiktoken_ext/openai_public.py.
-GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
-GPT2_FILES = {
-    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-}
 
 ACTIVATION_SHARE = 0.5  # of the free memory; weights, gradients and optimizer state are taken off first
 CPU_TOKENS = 8192  # more tokens at once make a CPU no faster, only the memory larger
@@ -123,65 +112,6 @@ def fitting_rows(config: Config, device: torch.device) -> int:
     return max(d for d in range(1, config.batch_rows + 1) if config.batch_rows % d == 0 and d <= most)
 
 
-def make_tokenizer(config: Config, on_progress: Progress | None = None) -> Tokenizer:
-    """The tokenizer that the config asks for. One that is trained is kept in the cache, by its text and settings."""
-    wanted = config.tokenizer
-    if config.model.init_from is not None:
-        folder = resolve_model(config.model.init_from)
-        if folder.tokenizer_path is None:
-            raise RequestError(f"model.init_from={config.model.init_from} has no tokenizer: give a model that has one")
-        return load_tokenizer(folder.tokenizer_path)
-    if wanted.kind == "gpt2" and wanted.path is None:
-        wanted = wanted.model_copy(update={"path": str(download_gpt2())})
-    if wanted.kind not in ("char", "bpe"):
-        return build_tokenizer(wanted, lambda: iter(()))
-    return _trained_tokenizer(config, wanted, on_progress)
-
-
-def _trained_tokenizer(config: Config, wanted: TokenizerConfig, on_progress: Progress | None) -> Tokenizer:
-    cache = cache_dir()
-    key = {
-        "format": 1,
-        "tokenizer": wanted.model_dump(),
-        "sources": [identity(s, cache, on_progress) for s in config.data.train or []],
-        "val": [identity(s, cache, on_progress) for s in config.data.val or []] if wanted.kind == "char" else [],
-        "val_fraction": config.data.val_fraction if config.data.val is None else None,
-    }
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-    folder = cache / "tokenizers" / name
-    with cache_entry_lock(f"tokenizer-{name}"):
-        if not folder.exists():
-            separator = wanted.special_tokens[0] if wanted.kind == "bpe" and wanted.special_tokens else None
-
-            def texts() -> Iterable[str]:
-                return iter_training_text(
-                    config.data, cache, separator=separator, include_val=wanted.kind == "char", on_progress=on_progress
-                )
-
-            tokenizer = build_tokenizer(wanted, texts)
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_folder(folder) as unfinished:
-                tokenizer.save(unfinished)
-    return load_tokenizer(folder)
-
-
-def download_gpt2() -> Path:
-    """The folder of GPT-2's encoder.json and vocab.bpe, downloaded into the cache."""
-    target = cache_dir() / "gpt2"
-    target.mkdir(parents=True, exist_ok=True)
-    for name, sha256 in GPT2_FILES.items():
-        if not (target / name).exists():
-            try:
-                found = download(GPT2_URL + name, cache_dir(), sha256=sha256)
-            except WorkError as error:
-                raise WorkError(
-                    f"{error}; without a network, set tokenizer.path to a folder with encoder.json and vocab.bpe"
-                ) from None
-            shutil.copyfile(found, target / f"{name}.part")
-            os.replace(target / f"{name}.part", target / name)
-    return target
-
-
 @dataclass
 class Parts:
     """What a run is made of, with the config in which nothing is left open."""
@@ -217,7 +147,7 @@ class Parts:
 
     def objective(self) -> Objective:
         """The meaning of the rows."""
-        return make_objective(self.config, self.data, self.tokenizer)
+        return make_objective(self.config, self.data, self.tokenizer, self.max_steps)
 
 
 def assemble(
@@ -244,17 +174,24 @@ def assemble(
     data = prepare(config.data, tokenizer, on_progress=on_progress)
     data.require_context(model.context_length)
     config = settle_micro_batch(config, device, saved)
-    steps = steps_of(config, make_objective(config, data, tokenizer).rows_per_epoch)
-    return Parts(config, device, tokenizer, data, steps)
+    rows_per_epoch = None
+    if config.training.epochs is not None and data.stream is None:
+        rows_per_epoch = make_objective(config, data, tokenizer).rows_per_epoch
+    return Parts(config, device, tokenizer, data, steps_of(config, rows_per_epoch))
 
 
-def steps_of(config: Config, rows_per_epoch: int) -> int:
-    """Optimizer steps of the run."""
+def steps_of(config: Config, rows_per_epoch: int | None) -> int:
+    """Optimizer steps of the run; rows_per_epoch is needed for a length in epochs. RequestError: there is none."""
     training = config.training
     if training.max_steps is not None:
         return training.max_steps
     if training.max_tokens is not None:
         return -(-training.max_tokens // training.batch_tokens)
-    if training.epochs is not None:
+    if training.epochs is not None and rows_per_epoch is None:
+        raise RequestError(
+            "training.epochs needs to know how long the text is, and data.streaming=true does not: set "
+            "training.max_steps or training.max_tokens instead"
+        )
+    if training.epochs is not None and rows_per_epoch is not None:
         return max(1, -(-int(training.epochs * rows_per_epoch) // config.batch_rows))
     raise RequestError("the run has no length: set training.max_steps, training.max_tokens or training.epochs")

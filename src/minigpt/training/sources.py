@@ -22,7 +22,8 @@ class SeenSources:
         """`data/<source>/tokens` and `data/<source>/epoch` after the step of this batch."""
         if not self.names:
             return {}
-        epochs = self._objective.epochs(batch.rows[-1] + 1)  # type: ignore[attr-defined]
+        after = batch.rows[-1] + 1
+        epochs = batch.stream.epochs if batch.stream else self._objective.epochs(after)  # type: ignore[attr-defined]
         found: Metrics = {}
         for name, epoch in zip(self.names, epochs, strict=True):
             found[f"data/{name}/tokens"] = self.tokens[name]

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from minigpt.config import Config, WorkError
 from minigpt.data import Prefetcher
+from minigpt.data.stream import StreamState
 from minigpt.model import GPT
 from minigpt.objectives import Batch, Objective
 from minigpt.optim import learning_rate, load_optimizer_tensors, make_optimizer, optimizer_tensors
@@ -38,6 +39,7 @@ from minigpt.training.seeds import seed_step
 from minigpt.training.signals import StopRequested, StopSignals
 from minigpt.training.snapshots import BackgroundWriter, all_finite, copy_to_cpu
 from minigpt.training.sources import SeenSources
+from minigpt.training.streams import close_stream, load_stream, stream_state, stream_tensors
 from minigpt.training.telemetry import Speedometer, peak_flops, peak_memory_mb
 from minigpt.training.validation import validate, validation_sets
 
@@ -89,6 +91,7 @@ class Trainer:
     def _start_over(self) -> None:
         """Step 0: first weights, and nothing of what a run killed before its first checkpoint left in the files."""
         self._initialise(self.model)
+        load_stream(self.objective, None, {})
         self._reset()
         for callback, state in zip(self.callbacks, copy.deepcopy(self._fresh_callbacks), strict=True):
             callback.load_state_dict(state)
@@ -103,6 +106,7 @@ class Trainer:
         self.gradient_factor = 1.0  # the update multiplies the gradients by this: clipping, and no more loss scale
         self.step = self.tokens = self.skipped = self.bad_streak = self.first_bad = 0
         self.seen = SeenSources(self.objective)
+        self.stream: StreamState | None = None  # how far it has been read for the last step
         self.best_loss = math.inf
         self.stop_reason: str | None = None
         self.validation: tuple[int, float] | None = None  # the last evaluation: its step and loss
@@ -149,7 +153,8 @@ class Trainer:
             self._after_step(self.step)
         if self.step >= self.max_steps:
             return
-        with Prefetcher(self._make_batch, self.step + 1, stop=self.max_steps + 1) as batches:
+        close = partial(close_stream, self.objective)
+        with Prefetcher(self._make_batch, self.step + 1, stop=self.max_steps + 1, interrupt=close) as batches:
             while self.step < self.max_steps and self.stop_reason is None:
                 self.signals.check()
                 self.writer.check()
@@ -159,6 +164,7 @@ class Trainer:
                 metrics = self._train_step(step, batch)
                 self.speed.step(time.perf_counter() - began, batches.wait_ms, batch.valid)
                 self.step, self.tokens = step, self.tokens + batch.valid
+                self.stream = batch.stream
                 self.seen.add(batch)
                 if step % self.config.loggers.every_steps == 0 or step in (1, self.max_steps) or self.bad_streak:
                     machine = self.speed.report() | {"memory/peak_mb": round(peak_memory_mb(self.device), 1)}
@@ -268,6 +274,7 @@ class Trainer:
         return {
             "tokens": self.tokens,
             "sources": dict(self.seen.tokens),
+            "stream": self.stream.position if self.stream is not None else None,
             "elapsed": self.elapsed,
             "skipped": self.skipped,
             "bad_streak": self.bad_streak,
@@ -289,6 +296,7 @@ class Trainer:
             callback.on_save_checkpoint(self, state)
         weights = copy_to_cpu(self.model.state_dict())
         moments = copy_to_cpu(optimizer_tensors(self.optimizer, self.model) | callback_tensors(self.callbacks))
+        moments |= stream_tensors(self.stream)
         if not all_finite(weights):
             raise WorkError(
                 f"the weights at step {self.step} are not finite; nothing was saved over the last checkpoint"
@@ -314,6 +322,8 @@ class Trainer:
         self._reset()
         self.model.load_state_dict(checkpoint.model_state)
         moments = load_callback_tensors(self.callbacks, checkpoint.optimizer_state)
+        moments = load_stream(self.objective, state.get("stream"), moments)
+        self.stream = stream_state(self.objective)
         load_optimizer_tensors(self.optimizer, self.model, moments)
         self.step, self.tokens, self._elapsed = checkpoint.step, state["tokens"], state["elapsed"]
         self.seen.tokens |= state.get("sources", {})  # a checkpoint of before there were mixtures has none

@@ -155,7 +155,9 @@ class State:
             if not (key.startswith("data/") and key.endswith("/tokens")):
                 continue
             name = key.removeprefix("data/").removesuffix("/tokens")
-            figure = f"{name} {amount(tokens)} tok, {self.values.get(f'data/{name}/epoch', 0.0):.2f} epochs"
+            figure = f"{name} {amount(tokens)} tok"
+            if epoch := self.values.get(f"data/{name}/epoch"):  # in the first one of a stream, nobody knows its length
+                figure += f", {epoch:.2f} epochs"
             loss = self.values.get(f"val/{name}/loss")
             shown.append((figure if loss is None else f"{figure}, val {loss:.4f}", ""))
         return shown

@@ -1,0 +1,46 @@
+"""Runs on packed, masked and mixed rows: they train, repeat to the bit from any checkpoint, and feel the mask."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DOCUMENTS = {"text": "".join(f"{w * n}<|endoftext|>" for n, w in enumerate(["bead ", "cab ", "hag ebb "] * 7, start=1))}
+KINDS: list[dict[str, Any]] = [
+    {"data__packing": "documents", "data__document_mask": True},
+    {"data__document_mask": True, "data__restart_positions": False, "model__position": "learned"},
+    {"data__packing": "documents", "data__stages": [{"from_fraction": 0.4, "weights": {"b": 1}}]},
+]
+
+
+def settings(kit: Any, **changes: Any) -> Any:
+    mixture = [DOCUMENTS | {"weight": 2, "name": "a"}, {"text": "fed gag " * 90, "weight": 1, "name": "b"}]
+    tokenizer = {"kind": "bpe", "vocab_size": 280}
+    train = mixture if "data__stages" in changes else DOCUMENTS
+    return kit.config(data__train=train, tokenizer=tokenizer, checkpoint__keep_last=9, **changes)
+
+
+def weights(folder: Path) -> str:
+    return hashlib.sha256((folder / "model" / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=["packed", "masked", "staged"])
+def test_a_run_goes_on_from_any_checkpoint_as_if_it_had_not_stopped(kind: dict[str, Any], kit, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    assert kit.train(settings(kit, **kind), whole).exit_status == 0
+    for step in (2, 4):
+        folder = tmp_path / str(step)
+        kit.train(settings(kit, **kind), folder, resume=str(whole / "checkpoints" / f"step-{step:08}"))
+        assert weights(folder) == weights(whole)
+        logs = [[line for line in kit.metrics(run) if line["step"] > step] for run in (whole, folder)]
+        assert logs[0] == logs[1] and len(logs[0]) >= 6 - step
+
+
+def test_the_mask_and_the_positions_change_what_is_learned(kit, tmp_path: Path) -> None:
+    found = set()
+    for number, changes in enumerate([{}, KINDS[1] | {"data__restart_positions": True}, KINDS[1]]):
+        given = {"model__position": "learned"} | changes
+        kit.train(settings(kit, **given), tmp_path / str(number))
+        found.add(weights(tmp_path / str(number)))
+    assert len(found) == 3
