@@ -387,6 +387,7 @@ def from_folders(preset: str, hub: dict[str, str]) -> list[str]:
     return [*SMALL, "model.n_kv_head=2", "training.compile=false", *texts]
 
 
+@pytest.mark.slow
 def test_openwebtext(web: Web, gpt2: None, minigpt: Callable[..., str], tmp_path: Path) -> None:
     for number, url in enumerate(addresses("openwebtext")):
         web.files[url] = parquet_file(tmp_path, stories(4, seed=number))

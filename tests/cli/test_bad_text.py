@@ -50,7 +50,8 @@ def test_one_sentence_and_nothing_left(
     path.write_bytes(content())
     monkeypatch.setenv("MINIGPT_CACHE", str(tmp_path / "cache"))
     (tmp_path / "mine.yaml").write_text(
-        f"data: {{train: {path}}}\ntokenizer: {{kind: file, path: {_tokenizer(tmp_path)}}}\nmodel: {{context_length: 8}}\n"
+        f"data: {{train: {path}}}\ntokenizer: {{kind: file, path: {_tokenizer(tmp_path)}}}\n"
+        "model: {context_length: 8}\n"
         "training: {max_steps: 2, batch_tokens: 8}\n"
     )
     for command in (("data", "prepare"), ("data", "show"), ("train",)):

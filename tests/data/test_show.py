@@ -50,7 +50,7 @@ def test_counts_of_documents_tokens_and_bytes(tmp_path: Path, cache: Path, bpe: 
     found = describe(DataConfig.model_validate({"train": str(path), "val_fraction": 0}), bpe, cache, context_length=8)
     lengths = [len(bpe.encode(text)) + 1 for text in TEXTS]
     (source,) = found["sources"]
-    assert source["name"] == "a" and source["where"] == str(path) and source["val"] is None
+    assert source["name"] == "a" and source["where"] == [str(path)] and source["val"] is None
     train = {"documents": 40, "tokens": sum(lengths), "bytes": sum(len(text.encode()) for text in TEXTS)}
     assert source["train"] == found["splits"]["train"] == train | {"bytes_per_token": train["bytes"] / train["tokens"]}
     assert found["splits"]["val"] is None and found["validation"] == []
@@ -143,7 +143,7 @@ def test_a_stream_shows_its_beginning(tmp_path: Path, cache: Path, bpe: Tokenize
     data = {"train": str(path), "streaming": True, "shuffle": False, "val_documents": 2}
     found = describe(DataConfig.model_validate(data), bpe, cache, context_length=8, steps=lambda rows: 10)
     assert found["streaming"] and found["lengths"] is None and found["splits"]["train"] is None
-    assert found["sources"] == [{"name": "a", "where": str(path), "train": None, "val": None}]
+    assert found["sources"] == [{"name": "a", "where": [str(path)], "train": None, "val": None}]
     assert found["validation"][0]["documents"] == 2
     ids = [number for text in TEXTS[2:] for number in [*bpe.encode(text), bpe.eot_id]]
     assert [window["ids"] for window in found["windows"]] == [ids[at : at + 8] for at in (0, 8, 16)]

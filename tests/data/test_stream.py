@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minigpt.config import DataConfig
+from minigpt.data import stream_documents, stream_rows
 from minigpt.data.stream import StreamRows, StreamState, open_stream
 from minigpt.tokenizer import Tokenizer
 
@@ -147,6 +148,26 @@ def test_a_full_buffer_shuffles_evenly(tmp_path, bpe, cache) -> None:
     places = [rows.row(number)["ids"].tolist().index(bpe.encode("a")[0]) // 2 for number in range(400)]
     rows.close()
     assert all(80 - 36 <= places.count(place) <= 80 + 36 for place in range(5))
+
+
+def test_the_number_of_threads_changes_nothing(corpus, bpe, cache, monkeypatch) -> None:
+    monkeypatch.setattr(stream_documents, "BATCH_CHARACTERS", 50)
+    found = []
+    for workers in (1, 3):
+        rows = opened(data(corpus[0], shuffle_buffer=5, workers=workers), bpe, cache)
+        found.append(take(rows, range(200)))
+        rows.close()
+    assert found[0] == found[1]
+
+
+def test_a_buffer_of_long_documents_is_bounded(corpus, bpe, cache, monkeypatch) -> None:
+    monkeypatch.setattr(stream_rows, "BUFFER_TOKENS", 100)
+    rows = opened(data(corpus[0]), bpe, cache)
+    for number in range(100):
+        rows.row(number)
+        held = [len(text) for text in rows._sources[0].state.buffer]
+        assert sum(held[:-1]) < 100 + 31 and len(held) < 100
+    rows.close()
 
 
 def saved(state: StreamState) -> StreamState:

@@ -50,7 +50,9 @@ def objective(sources: int = 1, kind: str = "pretrain", max_steps: int | None = 
         "training": {"batch_tokens": 32, "max_steps": 50},
         "objective": {"kind": kind},
     }
-    made = tuple(PreparedSource(n, tokens(500 * i + 1), None, w) for i, (n, w) in enumerate(zip(names, (2, 1, 1))))
+    made = tuple(
+        PreparedSource(n, tokens(500 * i + 1), None, w) for i, (n, w) in enumerate(zip(names, (2, 1, 1), strict=False))
+    )
     prepared = PreparedData(made, tuple((name, tokens(500 * i + 1)) for i, name in enumerate(names)), "")
     return make_objective(load_config(tree)[0], prepared, CharTokenizer.from_texts(["x"]), max_steps)
 
@@ -96,7 +98,7 @@ def test_a_class_that_passes_everything_on_gets_the_rows_of_the_config(own: Path
 
 def test_a_class_of_its_own_rows_and_a_mixture(own: Path) -> None:
     assert objective(3, kind=f"{own}:Whole").source_names == ("a", "b", "c")
-    with pytest.raises(RequestError, match="so the mixture of data.train would have no effect"):
+    with pytest.raises(RequestError, match=r"so the mixture of data\.train would have no effect"):
         objective(3, kind=f"{own}:Narrow")
 
 

@@ -53,7 +53,7 @@ def test_the_numbers(kit, tmp_path: Path, config: dict[str, Any]) -> None:
         assert row == [
             source["name"], f"{train['documents']:,}", f"{train['tokens']:,}", f"{train['bytes']:,}",
             f"{train['bytes_per_token']:.2f}", f"{source['val']['tokens']:,}", f"{run['rows']:,}",
-            f"{run['epochs']:.2f}", f"{100 * source['wasted']:.2f}%", source["where"],
+            f"{run['epochs']:.2f}", f"{100 * source['wasted']:.2f}%", *source["where"],
         ]  # fmt: skip
     mixture = page.one("section", id="mixture").one("table").rows()
     assert mixture[0] == ["Source", "Steps 1 to 5", "Steps 6 to 20", "In the run"]

@@ -116,11 +116,11 @@ def test_random_unicode(trio: Trio) -> None:
         lambda: draw.randrange(0x80),
         lambda: draw.choice(b" \t\r\n'"),
     ]
-    for _ in range(1000):
+    for _ in range(600):
         some = draw.choices(kinds, k=3)
         trio.check("".join(chr(draw.choice(some)()) for _ in range(draw.randrange(60))))
     trio.check("".join(chr(any_point()) for _ in range(100_000)))
-    for text in fuzz_texts([]):
+    for text in fuzz_texts([])[:1000]:
         trio.check(text)
 
 

@@ -192,6 +192,29 @@ def test_damaged_models(tmp_path: Path) -> None:
         load_tokenizer(tmp_path / "nowhere.model")
 
 
+def test_models_with_a_few_wrong_bytes(tmp_path: Path) -> None:
+    """They are refused, or are models that can be used and saved: never another error."""
+    draw = random.Random(0)
+    whole = model("unigram", "default")
+    path = tmp_path / "some.model"
+    used = 0
+    for _ in range(150):
+        content = bytearray(whole)
+        # the learned pieces, or anywhere
+        at = draw.choice([draw.randrange(4000, 6000), draw.randrange(len(content))])
+        content[at] ^= 1 << draw.randrange(8)
+        path.write_bytes(bytes(content))
+        try:
+            tokenizer = load_tokenizer(path)
+            tokenizer.decode(tokenizer.encode("the fox é 中文"))
+            used += 1
+            if used < 6:  # trying out a translation takes a while
+                tokenizer.save(tmp_path)
+        except RequestError as error:
+            assert "\n" not in str(error)
+    assert 6 < used < 150
+
+
 def test_lone_surrogates_are_refused() -> None:
     tokenizer = SentencePieceTokenizer(model("unigram", "exact"))
     for encode in (tokenizer.encode, lambda text: tokenizer.encode_arrays(["the", text])):

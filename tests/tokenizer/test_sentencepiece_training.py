@@ -11,6 +11,7 @@ from typing import Any, Literal
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from minigpt.config import RequestError, TokenizerConfig
 from minigpt.tokenizer import build_tokenizer, load_tokenizer, sentencepiece_training
@@ -65,7 +66,9 @@ def test_vocabulary(kind: Kind, tmp_path: Path) -> None:
     assert load_tokenizer(tmp_path).fingerprint == tokenizer.fingerprint
 
 
-def test_counting_words_first_learns_what_the_package_learns_from_the_text(test_data: Callable[[str], Path]) -> None:
+def test_counting_words_first_learns_what_the_package_learns_from_the_text(
+    test_data: Callable[[str], Path], tmp_path: Path
+) -> None:
     text = (test_data("tokenizer_vectors/sentencepiece") / "botchan.txt").read_text(encoding="utf-8")
     counts = {}
     for kind in KINDS:
@@ -88,6 +91,9 @@ def test_counting_words_first_learns_what_the_package_learns_from_the_text(test_
         pieces = [{t.id_to_piece(i) for i in range(258, 1500)} for t in (package, theirs(ours))]
         counts[kind] = (len(pieces[0] - pieces[1]), len(package.encode(text)), len(ours.encode(text)))
         assert ours.encode(text) == theirs(ours).encode(text) and ours.decode(ours.encode(text)) == text
+        ours.save(tmp_path)
+        lines = text.splitlines()
+        assert AutoTokenizer.from_pretrained(tmp_path)(lines).input_ids == ours.encode_batch(lines)
     assert counts["bpe"][0] <= 5  # merges of equal counts may be told apart differently
     for _, package_tokens, tokens in counts.values():
         assert tokens <= 1.02 * package_tokens  # of a text this short; of longer ones the two are equally good

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from minigpt.config import RequestError
+
 DOCUMENTS = {"text": "".join(f"{w * n}<|endoftext|>" for n, w in enumerate(["bead ", "cab ", "hag ebb "] * 7, start=1))}
 KINDS: list[dict[str, Any]] = [
     {"data__packing": "documents", "data__document_mask": True},
@@ -44,3 +46,16 @@ def test_the_mask_and_the_positions_change_what_is_learned(kit, tmp_path: Path) 
         kit.train(settings(kit, **given), tmp_path / str(number))
         found.add(weights(tmp_path / str(number)))
     assert len(found) == 3
+
+
+def test_a_mixture_of_other_weights_is_another_run(kit, tmp_path: Path) -> None:
+    """The weights are in data.train, whose text is compared, not its keys."""
+    sources = [
+        {"text": "bead cab " * 60, "weight": 2, "name": "a"},
+        {"text": "fed gag " * 90, "weight": 1, "name": "b"},
+    ]
+    folder = tmp_path / "run"
+    kit.train(kit.config(data__train=sources, training__max_steps=2), folder)
+    changed = [sources[0], sources[1] | {"weight": 3}]
+    with pytest.raises(RequestError, match=r"the mixture of data\.train was a: 2, b: 1 and is now a: 2, b: 3"):
+        kit.train(kit.config(data__train=changed, training__max_steps=2), folder)

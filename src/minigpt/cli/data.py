@@ -1,5 +1,7 @@
 """`minigpt data prepare|show`: the text of a config as token shards, and a look at it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,7 +60,7 @@ def prepare(
         if part is not None:
             raise RequestError("--out needs all parts: give it without --part")
         data.require_new_folder(out)
-    with progress_bar() as bar:
+    with _told_how_to_go_on(), progress_bar() as bar:
         tokenizer = make_tokenizer(settings, bar)
         if wanted is not None:
             blocks = data.prepare_part(settings.data, tokenizer, data.Part(*wanted), parts=parts, on_progress=bar)
@@ -71,8 +73,9 @@ def prepare(
         folders = []
         if out is not None:
             folders = data.write_folders(prepared, tokenizer, out, settings.data.shard_tokens)
-    counts = {source.name: _size(source.train) for source in prepared.sources}
-    total = {"train": _size(prepared.train), "val": None if prepared.val is None else _size(prepared.val)}
+    counts: dict[str, dict[str, int] | None] = {s.name: _size(s.train) for s in prepared.sources}
+    val = None if prepared.val is None else _size(prepared.val)
+    total: dict[str, dict[str, int] | None] = {"train": _size(prepared.train), "val": val}
     if json:
         vocabulary = {"vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint}
         written = {} if out is None else {"out": [str(folder) for folder in folders]}
@@ -80,7 +83,7 @@ def prepare(
         print_json(found | written)
         return
     if len(counts) > 1:
-        total = counts | {"val": total["val"]}
+        total = {**counts, "val": val}
     width = max(5, *map(len, total))
     for name, count in total.items():
         if count:
@@ -134,6 +137,16 @@ def _load(config: str, overrides: list[str] | None) -> Config:
     for note in notes:
         say(f"minigpt: {note}")
     return settings
+
+
+@contextmanager
+def _told_how_to_go_on() -> Iterator[None]:
+    """Says after Ctrl-C that nothing is lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("minigpt: stopped; the same command goes on where it was")
+        raise
 
 
 def _part(text: str) -> tuple[int, int]:

@@ -63,7 +63,8 @@ def _sources(found: dict[str, Any], console: Console) -> None:
         table.add_row(Text(f"{part['name']}, validation"), *_counted(part))
     console.print(table)
     for source in sources:
-        console.print(_fitting(f"{source['name']}: {source['where']}", console.width), style="dim", soft_wrap=True)
+        for place in source["where"]:
+            console.print(Text(_fitting(f"{source['name']}: {place}", console.width), "dim"), soft_wrap=True)
     if found["streaming"]:
         console.print(Text("Tokenized while training: how much text there is shows in its first epoch."))
 
@@ -92,7 +93,8 @@ def _lengths(found: dict[str, Any], console: Console) -> None:
         return
     labels = [f"{low:,}-{high - 1:,}" if high - 1 > low else f"{low:,}"
               for low, high in pairwise(found["lengths"]["edges"])]  # fmt: skip
-    width = max(8, min(WIDEST_BAR, console.width - max(map(len, labels)) - len("Documents") - len("of all tokens") - 6))
+    beside = max(map(len, ["Length", *labels])) + len("Documents") + len("of all tokens") + 6
+    width = max(8, min(WIDEST_BAR, console.width - beside))
     table = Table(box=None, pad_edge=False, show_edge=False, padding=(0, 1), header_style="dim")
     table.add_column("Length", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)

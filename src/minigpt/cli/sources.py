@@ -49,7 +49,7 @@ def progress_bar() -> Iterator[Progress | None]:
             if stage not in tasks:
                 tasks[stage] = bars.add_task(stage, total=total, share="", left="", speed="")
             share = f"{done / total:4.0%}" if total else f"{done:,}" if done else ""
-            fields = {"share": share, "left": "left" if total else "", "speed": speed if stage == "tokenize" else ""}
-            bars.update(tasks[stage], completed=done, total=total, **fields)
+            left, fast = "left" if total else "", speed if stage == "tokenize" else ""
+            bars.update(tasks[stage], completed=done, total=total, share=share, left=left, speed=fast)
 
         yield report

@@ -67,10 +67,9 @@ class CachedUnit:
         """The splits, opened: `train` and `val`, or `all`. They are made if they are not there, or are damaged."""
         _make(self.folder.parent)
         with wait_lock(self.folder.parent / f"{self.digest}.lock", LOCK_SECONDS):
+            self._clean()
             if (found := self._find()) is not None:
                 return found
-            clean_stale(self.folder.parent)
-            _remove_abandoned(self.folder.parent, self.work)
             with self._working():
                 self._finish()
             return open_folder(self.folder, self.place.cache)
@@ -84,6 +83,20 @@ class CachedUnit:
                 return 0
             with self._working():
                 return self._make_missing(part)[0]
+
+    def _clean(self) -> None:
+        """Remove what killed processes left and nobody needs: the caller has the lock, so nobody is publishing."""
+        for path in self.folder.parent.glob(f".tmp-{self.digest}-*"):
+            shutil.rmtree(path, ignore_errors=True)
+        clean_stale(self.folder.parent)
+        for path in {self.work, *self.folder.parent.glob("*.work")}:
+            with contextlib.suppress(OSError):
+                if path == self.work:
+                    done = self.folder.exists()  # it was stopped when all was done but this
+                else:
+                    done = time.time() - path.stat().st_mtime > ABANDONED_SECONDS
+                if done:
+                    shutil.rmtree(path)
 
     def _find(self) -> dict[str, TokenDataset] | None:
         if not self.folder.exists():
@@ -182,14 +195,6 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise write_error(folder, error) from None
-
-
-def _remove_abandoned(parent: Path, mine: Path) -> None:
-    """Remove work folders that were begun long ago and that nobody went on with."""
-    for path in parent.glob("*.work"):
-        with contextlib.suppress(OSError):
-            if path != mine and time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
-                shutil.rmtree(path)
 
 
 def cores() -> int:

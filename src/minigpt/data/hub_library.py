@@ -4,6 +4,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -60,7 +61,8 @@ def _in_a_sentence(error: Exception, name: str, revision: str | None, is_folder:
     from huggingface_hub import constants, errors
 
     causes = list(_causes(error))
-    said = " ".join(str(error).split()).partition(" For more information")[0].rstrip(".") or type(error).__name__
+    said = " ".join(str(error).split()).partition(" For more information")[0]
+    said = re.sub(r"^\[Errno \d+\] ", "", said).rstrip(".") or type(error).__name__
 
     def is_a(kind: type[BaseException]) -> bool:
         return any(isinstance(cause, kind) for cause in causes)

@@ -189,7 +189,9 @@ class _Preparer:
 
     def _shards(self, source: SourceConfig) -> dict[str, TokenDataset]:
         """The splits of a folder of shards, on this machine or in a store."""
-        return open_shards(str(source.shards), self.tokenizer, self.shard_cache)
+        everything = 1 << 62  # documents are packed from all over the text
+        together = everything if self.data.packing == "documents" else self.data.shuffle_tokens
+        return open_shards(str(source.shards), self.tokenizer, self.shard_cache, together=together)
 
     @cached_property
     def shard_cache(self) -> ShardCache:

@@ -92,11 +92,10 @@ class ShardCache:
             raise write_error(self.folder, error) from None
 
     def require_room(self, bytes: int, what: str) -> None:
-        """RequestError unless a shard of so many bytes can be kept at all."""
+        """RequestError unless so many bytes can be kept at a time."""
         if bytes > self.limit:
             raise RequestError(
-                f"data.store_cache_gb={self.limit / 1e9:g} is too small for {what}, whose shards have up to "
-                f"{bytes / 1e9:.3g} GB: give at least {SPARE * bytes / 1e9:.3g}"
+                f"data.store_cache_gb={self.limit / 1e9:g} is too small for {what}: give {bytes / 1e9:.3g} or more"
             )
 
     def read(self, shard: RemoteShard, start: int, stop: int) -> Tokens:
@@ -172,28 +171,35 @@ class ShardCache:
         return self.folder / f"{shard.sha256}.tok"
 
     def _advance(self, shard: RemoteShard) -> bool:
-        """Map the shard, or else fetch it so that the next call can. False while somebody else is at work on it."""
+        """Map the shard, fetching it if need be. False while somebody else is at work on it."""
+        if self._map(shard):
+            return True
+        if (lock := try_lock(self._path(shard).with_suffix(".fetch"))) is None:
+            return False
+        with lock:  # nobody removes it before it is mapped
+            if not self._is_sound(shard):
+                self._fetch(shard)
+            return self._map(shard)
+
+    def _map(self, shard: RemoteShard) -> bool:
+        """Map the shard if it is there."""
         path = self._path(shard)
         with contextlib.ExitStack() as stack:
             if (lock := try_lock(path.with_suffix(".lock"), shared=True)) is None:
                 return False
             stack.enter_context(lock)
-            if self._is_sound(shard, path):
-                opened = TokenShard(path)
-                with self._mutex:
-                    if shard.sha256 not in self._open:  # else another thread was faster
-                        self._open[shard.sha256] = _Open(opened, lock, 0, time.monotonic())
-                        stack.pop_all()  # the lock is kept
-                return True
-        if (lock := try_lock(path.with_suffix(".fetch"))) is None:
-            return False
-        with lock:
-            if not self._is_sound(shard, path):
-                self._fetch(shard, path)
-        return True
+            if not self._is_sound(shard):
+                return False
+            opened = TokenShard(path)
+            with self._mutex:
+                if shard.sha256 not in self._open:  # else another thread was faster
+                    self._open[shard.sha256] = _Open(opened, lock, 0, time.monotonic())
+                    stack.pop_all()  # the lock is kept
+            return True
 
-    def _is_sound(self, shard: RemoteShard, path: Path) -> bool:
+    def _is_sound(self, shard: RemoteShard) -> bool:
         """Whether the file is there and, the first time that this process looks, is what it should be."""
+        path = self._path(shard)
         if not path.exists():
             return False
         if shard.sha256 not in self._checked:
@@ -213,8 +219,9 @@ class ShardCache:
             return False
         return opened.content_sha256 == shard.sha256
 
-    def _fetch(self, shard: RemoteShard, path: Path) -> None:
+    def _fetch(self, shard: RemoteShard) -> None:
         """Bring the shard from its store; called with its lock. What arrives damaged is fetched once more."""
+        path = self._path(shard)
         part = self.folder / f"{shard.sha256}-{shard.bytes}.part"
         try:
             for again in (True, False):
@@ -285,7 +292,7 @@ class ShardCache:
                     return False
                 self._close(key)
         with contextlib.ExitStack() as stack:
-            for suffix in ("lock", "fetch"):
+            for suffix in ("fetch", "lock"):
                 if (lock := try_lock(self.folder / f"{key}.{suffix}")) is None:
                     return False
                 stack.enter_context(lock)

@@ -151,14 +151,20 @@ class TokenShard:
                 )
 
     def _hashes(self) -> dict[str, str]:
-        return {"tokens_sha256": _sha256(self.tokens), "documents_sha256": _sha256(self.starts)}
+        size = self.tokens.nbytes
+        with self.path.open("rb") as file:  # read, not mapped: that would count as memory of this process
+            return {
+                "tokens_sha256": _sha256(file, HEADER_BYTES, size),
+                "documents_sha256": _sha256(file, HEADER_BYTES + size + -size % 8, self.starts.nbytes),
+            }
 
 
-def _sha256(values: Tokens) -> str:
+def _sha256(file: BinaryIO, start: int, size: int) -> str:
     digest = hashlib.sha256()
-    step = CHUNK_BYTES // values.itemsize
-    for at in range(0, len(values), step):
-        digest.update(np.ascontiguousarray(values[at : at + step]).data)
+    file.seek(start)
+    while size > 0 and (chunk := file.read(min(CHUNK_BYTES, size))):
+        digest.update(chunk)
+        size -= len(chunk)
     return digest.hexdigest()
 
 

@@ -20,7 +20,6 @@ from minigpt.data.prepare import prepare
 from minigpt.data.prepared import PreparedSource
 from minigpt.data.rows import TrainingRows, make_rows
 from minigpt.data.sources import describe as describe_source
-from minigpt.data.sources import describe_sources
 from minigpt.data.splits import training_sources
 from minigpt.data.windows import Rows, first_windows
 from minigpt.tokenizer import Tokenizer
@@ -91,21 +90,21 @@ def describe(
     }
 
 
-def _places(data: DataConfig) -> list[str]:
+def _places(data: DataConfig) -> list[list[str]]:
     """Where each prepared source is: all of a concatenation are one."""
-    sources = training_sources(data)
-    return [describe_source(source) for source in sources] if data.is_mixture else [describe_sources(sources)]
+    places = [describe_source(source) for source in training_sources(data)]
+    return [[place] for place in places] if data.is_mixture else [places]
 
 
 def _streamed(data: DataConfig) -> list[dict[str, Any]]:
     """What is known of sources that nobody has read to the end."""
     sources = training_sources(data)
     found = zip(source_names(sources), sources, strict=True)
-    return [{"name": name, "where": describe_source(source), "train": None, "val": None} for name, source in found]
+    return [{"name": name, "where": [describe_source(source)], "train": None, "val": None} for name, source in found]
 
 
 def _source(
-    source: PreparedSource, where: str, rows: TrainingRows, number: int, total: int | None, tokenizer: Tokenizer
+    source: PreparedSource, where: list[str], rows: TrainingRows, number: int, total: int | None, tokenizer: Tokenizer
 ) -> dict[str, Any]:
     """One source; `total` rows are taken in the whole run, if that is known."""
     taken = None if total is None else total if rows.mixture is None else rows.mixture.counts(total)[number]

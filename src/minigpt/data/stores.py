@@ -9,6 +9,7 @@ each (`TokenDataset.stretch`). That holds for a folder on this machine too: the 
 wherever it lies.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,19 +29,26 @@ from minigpt.data.shards import CorruptShardError
 from minigpt.tokenizer import Tokenizer
 
 STARTS_IN_MEMORY = 8  # shards whose document starts are kept
+WHERE_FROM = "shards are read from a folder that `minigpt data prepare --out` wrote"
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")  # nothing that leads out of the folder
 
 
-def open_shards(address: str, tokenizer: Tokenizer, shards: ShardCache) -> dict[str, TokenDataset]:
+def open_shards(
+    address: str, tokenizer: Tokenizer, shards: ShardCache, *, together: int | None = None
+) -> dict[str, TokenDataset]:
     """The splits of a prepared folder at a path or address: `train` and `val`, or `all` where nothing was kept apart.
 
-    Nothing but meta.json is read from a store yet. Raises RequestError if there is no such folder or it does not fit
-    the tokenizer, WorkError if the store fails or a shard is damaged.
+    `together` is out of how many tokens rows are drawn at random at a time, if not out of one shard: these must fit
+    into the cache. Nothing but meta.json is read from a store yet. Raises RequestError if there is no such folder, or
+    it fits neither the tokenizer nor the cache, WorkError if the store fails or a shard is damaged.
     """
     if address.startswith("file://"):
         address = address.removeprefix("file://")
     local = "://" not in address
-    splits = _open_local(address, tokenizer, shards.cache) if local else _open_remote(address, tokenizer, shards)
+    if local:
+        splits = _open_local(address, tokenizer, shards.cache)
+    else:
+        splits = _open_remote(address, tokenizer, shards, together)
     for name, split in splits.items():
         split.name = f"{address} ({name})"
     return splits
@@ -49,11 +57,12 @@ def open_shards(address: str, tokenizer: Tokenizer, shards: ShardCache) -> dict[
 def _open_local(address: str, tokenizer: Tokenizer, cache: Path) -> dict[str, TokenDataset]:
     folder = Path(address).expanduser()
     if not folder.is_dir():
-        raise RequestError(f"{address} is no folder: shards are read from what `minigpt data prepare --out` wrote")
+        raise RequestError(f"{address} is no folder; {WHERE_FROM}")
     try:
         raw = (folder / META).read_bytes()
     except OSError as error:
-        raise _no_meta(address, error.strerror or "unreadable") from None
+        reason = f"{folder / META} cannot be read: {error.strerror}"
+        raise RequestError(f"{reason}; {WHERE_FROM}") from None
     meta = _checked(raw, address, tokenizer)
     splits = open_folder(folder, cache)
     for split in splits.values():
@@ -61,14 +70,19 @@ def _open_local(address: str, tokenizer: Tokenizer, cache: Path) -> dict[str, To
     return splits
 
 
-def _open_remote(address: str, tokenizer: Tokenizer, shards: ShardCache) -> dict[str, TokenDataset]:
+def _open_remote(
+    address: str, tokenizer: Tokenizer, shards: ShardCache, together: int | None
+) -> dict[str, TokenDataset]:
     store = open_store(address)
     try:
         raw = store.read(META)
     except RequestError as error:
-        raise _no_meta(address, str(error)) from None
+        raise RequestError(f"{error}; {WHERE_FROM}") from None
     meta = _checked(raw, address, tokenizer)
-    shards.require_room(max(entry.bytes for entry in meta.shards), address)
+    largest = max(meta.shards, key=lambda entry: entry.bytes)
+    wanted = min(len(meta.shards), math.ceil((together or 1) / largest.tokens))
+    several = f"the {wanted} shards of {address} that rows are drawn from at a time"
+    shards.require_room(wanted * largest.bytes, several if wanted > 1 else f"a shard of {address}")
     parts = [
         _Part(RemoteShard(store, entry.name, entry.bytes, entry.sha256), entry.tokens, shards) for entry in meta.shards
     ]
@@ -83,13 +97,6 @@ def _open_remote(address: str, tokenizer: Tokenizer, shards: ShardCache) -> dict
     return {name: split_of(whole, entry) for name, entry in meta.splits.items()}
 
 
-def _no_meta(address: str, reason: str) -> RequestError:
-    return RequestError(
-        f"{address} has no {META} that can be read ({reason}): shards are read from what `minigpt data prepare --out` "
-        "wrote"
-    )
-
-
 def _checked(raw: bytes, address: str, tokenizer: Tokenizer) -> FolderMeta:
     """meta.json, if it is one and its ids are those of the tokenizer; RequestError says what is wrong."""
     try:
@@ -98,15 +105,17 @@ def _checked(raw: bytes, address: str, tokenizer: Tokenizer) -> FolderMeta:
         raise RequestError(str(error)) from None
     if not meta.shards or not all(_PLAIN_NAME.fullmatch(entry.name) for entry in meta.shards):
         raise RequestError(f"{address}/{META} is damaged: it names no shards, or files outside its folder")
+    copy = "a copy of " if "://" in address else ""
+    remedy = f"set tokenizer.kind=file and tokenizer.path to {copy}{address}/tokenizer"
     if meta.tokenizer != tokenizer.fingerprint:
         raise RequestError(
             f"the shards at {address} were made with another tokenizer ({meta.vocab_size:,} ids) than the one of this "
-            f"run ({tokenizer.vocab_size:,} ids): set tokenizer.path to a copy of {address}/tokenizer"
+            f"run ({tokenizer.vocab_size:,} ids): {remedy}"
         )
     if meta.vocab_size > tokenizer.vocab_size:
         raise RequestError(
             f"the shards at {address} use a vocabulary of {meta.vocab_size:,} ids, the tokenizer of this run has "
-            f"{tokenizer.vocab_size:,}: set tokenizer.path to a copy of {address}/tokenizer"
+            f"{tokenizer.vocab_size:,}: {remedy}"
         )
     return meta
 

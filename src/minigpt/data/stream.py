@@ -32,7 +32,7 @@ from minigpt.storage.cache import cache_dir
 from minigpt.tokenizer import Tokenizer
 
 ONLY_UNIT = "text"
-"""Name of what is read as one text: it is no source of a mixture, so nobody sees it."""
+"""Name of what is read as one text: part of the seed of its order, and seen by nobody."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,9 @@ class StreamRows:
 
         Raises what reading the source raises, ValueError for a row that has gone by, RuntimeError when closed.
         """
-        self._reader = threading.current_thread()
-        if self._closed or self._reader is self._former:
+        if self._closed or threading.current_thread() is self._former:
             raise RuntimeError("this stream was closed")
+        self._reader = threading.current_thread()
         source, number = self._locate(index)
         return self._sources[source].row(number)
 

@@ -106,10 +106,10 @@ class StreamUnit:
         """A document's ids from those of its pieces; None for one that is left out."""
         if self.min_tokens is not None and sum(map(len, parts)) < self.min_tokens:
             return None
-        ids = np.concatenate([np.empty(0, self.dtype), *parts])[: self.max_tokens]
-        ends = [] if self.eot is None else [self.eot]
-        whole = np.concatenate([ids, ends]).astype(self.dtype)
-        return whole if len(whole) else None
+        ids = np.concatenate([np.empty(0, np.uint32), *parts])[: self.max_tokens]
+        if self.eot is not None:
+            ids = np.append(ids, np.uint32(self.eot))
+        return ids.astype(self.dtype) if len(ids) else None
 
 
 class TokenizedDocuments:
@@ -137,7 +137,7 @@ class TokenizedDocuments:
         """Stop reading. May be called while another thread waits in `next`, which then raises."""
         self._closing.set()
         with contextlib.suppress(ValueError):  # that thread is inside the iterator, and leaves it at the next document
-            self._batches.close()  # type: ignore[attr-defined]
+            self._batches.close()
 
 
 def _read(unit: StreamUnit, place: Place, closing: threading.Event) -> Iterator[list[_Text]]:
@@ -172,11 +172,13 @@ def _finished(unit: StreamUnit, batch: list[_Text], arrays: list[NDArray[np.uint
 
 def _blame(unit: StreamUnit, batch: list[_Text], error: RequestError) -> RequestError:
     """The tokenizer's error, with the name of the document that it is about."""
-    for text in batch:
+    for document, pieces, _ in batch:
+        if document is None:
+            continue
         try:
-            encode_arrays(unit.tokenizer, text.pieces)
+            encode_arrays(unit.tokenizer, pieces)
         except RequestError as cause:
-            return RequestError(f"{text.document.origin if text.document else ''}: {cause}")
+            return RequestError(f"{document.origin}: {cause}")
     return error
 
 

@@ -27,7 +27,7 @@ def make_objective(config: Config, data: PreparedData, tokenizer: Tokenizer, max
         "tokenizer": tokenizer,
         "validation_tokens": config.evaluation.max_tokens,
     }
-    layout = {
+    layout: dict[str, Any] = {
         "context_length": length,
         "seed": config.run.seed,
         "batch_rows": config.batch_rows,
@@ -48,9 +48,9 @@ def _own_objective(config: Config, given: dict[str, Any], rows: dict[str, Any]) 
     """A class of the user's own. One that makes its rows from `train` alone is refused where they would be others."""
     kind, special = config.objective.kind, _special_rows(config)
     parameters = inspect.signature(load_class(kind, Objective, "objective")).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD or p.name == "rows" for p in parameters):
-        given |= rows
-    elif special:
+    taken = {name for name in rows for p in parameters if p.kind is p.VAR_KEYWORD or p.name == name}
+    given |= {name: rows[name] for name in taken}
+    if special and "rows" not in taken:
         raise RequestError(
             f"objective.kind={kind} makes its rows itself, so {special} would have no effect: let it take `rows` "
             "and pass it on to PretrainObjective, or leave that out"

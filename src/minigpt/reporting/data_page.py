@@ -72,8 +72,8 @@ def _colour(number: int) -> str:
 
 
 def _status(found: dict[str, Any]) -> str:
-    count = len(found["sources"])
-    where = found["sources"][0]["where"] if count == 1 else f"{count} sources"
+    places = [place for source in found["sources"] for place in source["where"]]
+    where = places[0] if len(places) == 1 else f"{len(places)} sources"
     return f"{where}, tokenized while training" if found["streaming"] else where
 
 
@@ -83,8 +83,8 @@ def _figures(found: dict[str, Any]) -> list[Figure]:
     shown = []
     if train is not None:
         shown += [
-            Figure("Training tokens", amount(train["tokens"]), f"{train['tokens']:,}"),
-            Figure("Documents", amount(train["documents"]), f"{train['documents']:,}"),
+            Figure("Training tokens", amount(train["tokens"]), _exact(train["tokens"])),
+            Figure("Documents", amount(train["documents"]), _exact(train["documents"])),
             Figure("Bytes a token", f"{train['bytes_per_token']:.2f}", _bytes(train)),
         ]
     if val is not None:
@@ -99,6 +99,11 @@ def _figures(found: dict[str, Any]) -> list[Figure]:
         total = found["steps"] * found["batch_rows"]
         shown.append(Figure("Run", f"{found['steps']:,} steps", f"{total:,} rows, {found['batch_rows']:,} a step"))
     return shown
+
+
+def _exact(count: int) -> str:
+    """All the digits, where `amount` leaves some out."""
+    return f"{count:,}" if count >= 1000 else ""
 
 
 def _bytes(part: dict[str, Any]) -> str:
@@ -121,7 +126,7 @@ def _sources(found: dict[str, Any]) -> list[dict[str, Any]]:
     if all(source["val"] is None for source in found["sources"]):
         for part in found["validation"]:
             rows.append({
-                "style": "", "name": part["name"], "where": "only to validate on", "counts": _counts(part),
+                "style": "", "name": part["name"], "where": ["only to validate on"], "counts": _counts(part),
                 "validation": f"{part['tokens']:,}", "run": [ABSENT] * 2, "empty": ABSENT,
             })  # fmt: skip
     return rows

@@ -55,19 +55,23 @@ class CharTokenizer(HuggingFaceTokenizer):
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         if not (allow_special and self.special_tokens):
-            return self._look_up(text, 0)
+            return self._look_up(text).tolist()
         longest_first = sorted(self.special_tokens, key=len, reverse=True)
         ids: list[int] = []
         done = 0
         for part in re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text):
-            ids += [self.special_tokens[part]] if part in self.special_tokens else self._look_up(part, done)
+            ids += [self.special_tokens[part]] if part in self.special_tokens else self._look_up(part, done).tolist()
             done += len(part)
         return ids
 
     def encode_batch(self, texts: Iterable[str], *, allow_special: bool = False) -> list[list[int]]:
         return [self.encode(text, allow_special=allow_special) for text in texts]
 
-    def _look_up(self, text: str, offset: int) -> list[int]:
+    def encode_arrays(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
+        return [self._look_up(text).astype(np.uint32) for text in texts]
+
+    def _look_up(self, text: str, offset: int = 0) -> NDArray[np.int32]:
+        """(characters,) ids; `offset` is where the text begins in the one that an error speaks of."""
         points = np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype=np.uint32)
         ids = self._ids[np.minimum(points, len(self._ids) - 1)]
         if len(ids) and ids.min() < 0:
@@ -77,8 +81,7 @@ class CharTokenizer(HuggingFaceTokenizer):
                 f"character {text[position]!r} (U+{ord(text[position]):04X}) at position {offset + position} is not in "
                 f"the vocabulary, the {(self._ids >= 0).sum()} characters of this character tokenizer's training text"
             )
-        result: list[int] = ids.tolist()
-        return result
+        return ids
 
 
 def is_char(backend: tokenizers.Tokenizer) -> bool:

@@ -6,6 +6,8 @@ One difference is let pass: SentencePiece adds up a text's scores in 32 bits, `t
 many thousand characters two segmentations of nearly the same score may be told apart differently.
 """
 
+import math
+
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
@@ -26,8 +28,13 @@ def as_backend(model: ModelDescription) -> tokenizers.Tokenizer:
         raise Inexact("it has user-defined or unused pieces")
     if len({piece.text for piece in model.pieces}) != len(model.pieces):
         raise Inexact("it has a piece twice")
-    backend = tokenizers.Tokenizer(_unigram(model) if model.algorithm == UNIGRAM else _bpe(model))
-    backend.normalizer = normalizers.Sequence(_normalizers(model))
+    if not all(math.isfinite(piece.score) for piece in model.pieces):
+        raise Inexact("it has a piece with an infinite score")
+    try:
+        backend = tokenizers.Tokenizer(_unigram(model) if model.algorithm == UNIGRAM else _bpe(model))
+        backend.normalizer = normalizers.Sequence(_normalizers(model))
+    except Exception as error:  # the library raises plain Exceptions
+        raise Inexact(f"the library tokenizers refuses it: {error}") from error
     if model.algorithm == UNIGRAM and model.byte_fallback:
         # Unigram would find the names of byte pieces in text, where they are text: keep them from it in one piece.
         if any("<0" in piece.text for piece in model.pieces if piece.kind is PieceKind.normal):

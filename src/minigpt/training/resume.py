@@ -6,6 +6,7 @@ from typing import Any
 
 from minigpt.config import Config, RequestError, config_yaml, load_config, resolved
 from minigpt.config.extension import portable
+from minigpt.data.names import source_names
 from minigpt.storage import Checkpoint, atomic_write, discard_folder, list_checkpoints, load_latest
 from minigpt.training.journal import RowJournal
 
@@ -52,7 +53,16 @@ def flat(config: Config) -> dict[str, Any]:
                 found[prefix + key] = value
 
     walk(portable(resolved(config)), "")
+    if config.data.is_mixture:
+        found["the mixture of data.train"] = _mixture(config)
     return found
+
+
+def _mixture(config: Config) -> str:
+    """What of `data.train` shapes the trajectory beside the text, where that is a mixture: names, weights, places."""
+    sources = config.data.train or []
+    sizes = [f"{s.weight:g}" if s.weight else f"{s.repeat or 1:g} of its size" for s in sources]
+    return ", ".join(f"{name}: {size}" for name, size in zip(source_names(sources), sizes, strict=True))
 
 
 def read_config(run_dir: Path) -> Config | None:

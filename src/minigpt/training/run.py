@@ -261,6 +261,7 @@ def _progress(console: ConsoleLogger, signals: StopSignals) -> Progress:
 
     def report(stage: str, done: int, total: int | None) -> None:
         signals.check()
-        console.progress(stage, done, total, "bytes" if stage == "download" else "characters")
+        if stage != "tokens":  # their number; `tokenize` says how far it is
+            console.progress(stage, done, total, "bytes" if stage in ("download", "tokenize") else "characters")
 
     return report

@@ -256,7 +256,7 @@ def test_threads_through_a_small_cache(eight, tokenizer, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_soak(eight, tokenizer, tmp_path: Path, quick) -> None:
-    soak(eight, tokenizer, tmp_path / "cache", 400, faults=True)
+    soak(eight, tokenizer, tmp_path / "cache", 150, faults=True)
 
 
 READERS = """

@@ -241,7 +241,7 @@ def test_another_tokenizer_or_vocabulary(folders, shards, in_memory, tmp_path: P
             RequestError, match=r"made with another tokenizer \(300 ids\) than .* \(999 ids\)"
         ) as caught:
             open_shards(address, other, shards)
-        assert f"set tokenizer.path to a copy of {address}/tokenizer" in sentence(caught)
+        assert sentence(caught).endswith(f"{address}/tokenizer") and "set tokenizer.kind=file and" in str(caught.value)
         smaller = SimpleNamespace(fingerprint="fp", vocab_size=299)
         with pytest.raises(RequestError, match=r"use a vocabulary of 300 ids, the tokenizer of this run has 299"):
             open_shards(address, smaller, shards)
@@ -298,10 +298,18 @@ def test_a_library_that_is_not_there(
         open_shards(address, tokenizer, shards)
 
 
-def test_a_cache_that_holds_no_shard(folders, tokenizer, in_memory, tmp_path: Path) -> None:
-    folders.write(tmp_path / "f", folders.documents(1, 9), 10**6)
-    with pytest.raises(RequestError, match=r"data.store_cache_gb=1e-06 is too small for memory://.*: give at least"):
-        open_shards(in_memory(tmp_path / "f"), tokenizer, ShardCache(tmp_path / "cache", 1000))
+def test_a_cache_that_is_too_small(folders, tokenizer, in_memory, tmp_path: Path) -> None:
+    """For one shard, or for those among which rows are drawn: it would fetch one for nearly every row."""
+    folders.write(tmp_path / "f", folders.documents(1, 60), 200)
+    address = in_memory(tmp_path / "f")
+    sizes = [path.stat().st_size for path in (tmp_path / "f").glob("*.tok")]
+    with pytest.raises(RequestError, match=rf"data.store_cache_gb=1e-06 is too small for a shard of {address}: give "):
+        open_shards(address, tokenizer, ShardCache(tmp_path / "cache", 1000))
+    three = ShardCache(tmp_path / "cache", 3 * max(sizes))
+    assert open_shards(address, tokenizer, three, together=600)
+    with pytest.raises(RequestError, match=r"is too small for the 4 shards of memory://.* drawn from at a time: give"):
+        open_shards(address, tokenizer, three, together=601)
+    assert open_shards(address, tokenizer, ShardCache(tmp_path / "cache", len(sizes) * max(sizes)), together=1 << 62)
 
 
 def test_a_damaged_shard_of_this_machine_is_named(folders, tokenizer, shards, tmp_path: Path) -> None:
