@@ -241,3 +241,15 @@ def test_a_file_that_becomes_shorter_between_two_starts(tmp_path: Path, cache: P
 def test_part_of_token_files_is_nothing(tmp_path: Path, cache: Path, bpe: Tokenizer) -> None:
     np.array(bpe.encode(LONG), "<u2").tofile(tmp_path / "a.bin")
     assert prepare_part(config(train=str(tmp_path / "a.bin")), bpe, unit.Part(0, 1), cache=cache) == 0
+
+
+def test_the_first_documents_are_held_out_of_a_stream(tmp_path: Path, cache: Path, bpe: Tokenizer, monkeypatch) -> None:
+    monkeypatch.setattr(blocks, "BLOCK_CHARACTERS", 30)
+    texts = [f"to be {n}" for n in range(40)]
+    data = config(train=rows(tmp_path, texts), streaming=True, val_documents=11)
+    prepared = prepare(data, bpe, cache=cache)
+    assert prepared.sources == () and prepared.stream is not None
+    ((_, tokens),) = prepared.validation
+    assert ids_of(tokens) == [i for text in texts[:11] for i in [*bpe.encode(text), bpe.eot_id]]
+    with pytest.raises(RequestError, match=r"data\.streaming=true"):
+        _ = prepared.train

@@ -137,7 +137,7 @@ class ShardCache:
         end, pause = time.monotonic() + FETCH_SECONDS, 0.001
         while True:
             with self._mutex:
-                self._let_go_of_idle()
+                self._let_go_of_idle(IDLE_SECONDS)
                 if (one := self._open.get(shard.sha256)) is not None:
                     one.readers += 1
                     self._open.move_to_end(shard.sha256)
@@ -149,15 +149,18 @@ class ShardCache:
                 raise write_error(self._path(shard), error) from None
             if time.monotonic() > end:
                 raise WorkError(f"gave up waiting for another process that is fetching {shard.address}")
+            with self._mutex:  # that process may be waiting for room: who waits holds on to nothing
+                self._let_go_of_idle(0.0)
             time.sleep(pause)
             pause = min(2 * pause, 0.25)
 
-    def _let_go_of_idle(self) -> None:
-        """Unmap what nobody has read for a while; called with the mutex."""
-        before = time.monotonic() - IDLE_SECONDS
-        for key in list(self._open)[: max(1, len(self._open) - KEEP_OPEN)]:
-            one = self._open[key]
-            if one.readers == 0 and (one.used < before or len(self._open) > KEEP_OPEN):
+    def _let_go_of_idle(self, seconds: float) -> None:
+        """Unmap what nobody has read for so long, and what is too much; called with the mutex."""
+        before = time.monotonic() - seconds
+        for key, one in list(self._open.items()):
+            if one.used >= before and len(self._open) <= KEEP_OPEN:
+                return  # those after it were read later
+            if one.readers == 0:
                 self._close(key)
 
     def _close(self, key: str) -> None:

@@ -155,7 +155,7 @@ class UnitReader:
                 if file != (source, document.place[0]):
                     file = source, document.place[0]
                     number, size = started.get(file, 0), 0
-                    read = sum(facts.characters for block, facts in known.items() if number and block[:2] == file)
+                    read = sum(known[(*file, earlier)].characters for earlier in range(number))
                 if self._single and document.is_stream:
                     yield from self._whole(document)
                     return
@@ -175,10 +175,11 @@ class UnitReader:
     ) -> Iterator[tuple[int, Document]]:
         """(number of the source, document) of all sources, without the files that are finished or another part's.
 
-        What is a duplicate depends on all that comes before it, so everything is read where they are left out.
+        Everything is read where it depends on all that comes before whether a document is wanted.
         """
+        depends = self._unit.deduplicate or self._unit.first_documents is not None
         for source, given in enumerate(self._unit.sources):
-            if self._unit.deduplicate or not (finished or reached or self._by_file):
+            if depends or not (finished or reached or self._by_file):
                 found = documents(given, self._cache, self._separator)
             else:
                 wanted = partial(self._is_wanted, source, finished)

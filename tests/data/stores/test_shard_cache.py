@@ -280,7 +280,7 @@ print("done")
 
 @pytest.mark.slow
 def test_processes_through_a_small_cache(eight, tmp_path: Path) -> None:
-    """Each lets go of a shard only after IDLE_SECONDS, or when it needs the room itself: so there is one for each."""
+    """Three processes read random windows through a cache that holds four of eight shards."""
     command = [sys.executable, "-c", READERS, eight.server.address, str(tmp_path / "cache"), str(4 * eight.bytes + 100)]
     readers = [
         subprocess.Popen([*command, str(seed)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
