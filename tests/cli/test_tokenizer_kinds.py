@@ -2,6 +2,9 @@
 
 import json
 import struct
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -132,3 +135,24 @@ def test_wrong_requests(run, text_file: Path, tmp_path: Path, line: list[str], n
     found = run("tokenizer", *(paths.get(word, word) for word in line))
     assert found.status == 2 and named in found.complaint, found
     assert not paths["NEW"].exists()
+
+
+def test_by_name(run, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tokenizer of the hub, from a server that stands for it; and what is said when there is none."""
+    place = tmp_path / "web" / "huggingface.co" / "me" / "words" / "resolve" / "main"
+    place.parent.mkdir(parents=True)
+    assert run("tokenizer", "train", text_file, "--vocab-size", 300, "--out", place).status == 0
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "web"))
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *args: None)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("MINIGPT_MIRROR", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    monkeypatch.setenv("MINIGPT_CACHE", str(tmp_path / "cache"))
+    try:
+        ids = [run("tokenizer", "encode", "-t", where, "a text", "--json") for where in ("hub:me/words", place)]
+        assert ids[0].json == ids[1].json
+        for name in ("hub:me/none", "hub:a b", "tiktoken:no_such", "tiktoken:cl100k_base"):
+            assert name.partition(":")[2] in run("tokenizer", "info", name).complaint
+    finally:
+        server.shutdown()

@@ -211,6 +211,17 @@ def test_an_unreachable_hub_is_one_sentence_and_leaves_nothing(
     assert [path for path in tmp_path.rglob("*") if path.is_file() and "lock" not in path.name] == []
 
 
+def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        monkeypatch.setattr("minigpt.data.hub_datasets.TIMEOUT", 0.1)
+        with pytest.raises(WorkError, match=rf"^owner/name could not be had from {address} \(.*timed out\): check the"):
+            hub_files(SourceConfig(hub="owner/name"))
+
+
 def test_offline_the_hub_is_not_asked(closed_port: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)

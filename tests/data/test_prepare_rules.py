@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from minigpt.config import DataConfig, RequestError, WorkError
-from minigpt.data import blocks, duplicates, prepare, prepare_part, unit, write_folders
+from minigpt.data import blocks, duplicates, long_text, prepare, prepare_part, text, unit, write_folders
 from minigpt.data.sources import Document
 from minigpt.tokenizer import CharTokenizer, Tokenizer
 
@@ -253,3 +253,27 @@ def test_the_first_documents_are_held_out_of_a_stream(tmp_path: Path, cache: Pat
     assert ids_of(tokens) == [i for text in texts[:11] for i in [*bpe.encode(text), bpe.eot_id]]
     with pytest.raises(RequestError, match=r"data\.streaming=true"):
         _ = prepared.train
+
+
+@pytest.mark.parametrize("fraction", [0, 0.1, 0.37])
+@pytest.mark.parametrize(
+    "content", [LONG * 300, "x" * 5000, LONG * 20 + "<|endoftext|>" + LONG, " \n" * 9, "é \n" * 999]
+)
+def test_long_texts_are_never_held_and_give_the_same(
+    content: str, fraction: float, tmp_path: Path, cache: Path, bpe: Tokenizer, monkeypatch
+) -> None:
+    (tmp_path / "a.txt").write_text(content, encoding="utf-8", newline="")
+    data = config(train=str(tmp_path / "a.txt"), val_fraction=fraction)
+    monkeypatch.setattr(unit, "BATCH_CHARACTERS", 64)
+    monkeypatch.setattr(text, "CHUNK_BYTES", 100)
+    for number, tokenizer in enumerate((bpe, CharTokenizer.from_texts([content]))):
+        found = []
+        for long_bytes in (1, 1 << 40):
+            monkeypatch.setattr(long_text, "LONG_BYTES", long_bytes)
+            try:
+                prepared = prepare(data, tokenizer, cache=tmp_path / f"{number}-{long_bytes}")
+            except RequestError as error:
+                found.append(str(error))
+            else:
+                found.append(prepared.fingerprint)
+        assert found[0] == found[1]

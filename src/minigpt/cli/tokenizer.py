@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,12 +14,20 @@ from minigpt.cli.sources import SOURCE_HELP, Progress, progress_bar, source_data
 from minigpt.cli.tokenizer_table import print_one, print_several
 from minigpt.config import DataConfig, RequestError, load_config
 
+if TYPE_CHECKING:
+    from minigpt.tokenizer import Tokenizer
+
 app = typer.Typer(help="Train and use tokenizers.", rich_markup_mode=None)
 
-PATH_HELP = "A tokenizer.json, SentencePiece .model, tiktoken file, tokenizer.bin of llama2.c, or a folder or run"
+PATH_HELP = (
+    "A tokenizer.json, SentencePiece .model, tiktoken file, tokenizer.bin of llama2.c, a folder or run, "
+    "hub:OWNER/NAME, or tiktoken:ENCODING"
+)
 TokenizerPath = Annotated[str, typer.Option("--tokenizer", "-t", metavar="PATH", help=PATH_HELP, show_default=False)]
 
 
+NAMED = {"hub": "tokenizer.path", "tiktoken": "tokenizer.encoding"}
+"""Tokenizers by name (hub:OWNER/NAME, tiktoken:ENCODING), and the key of the config that says the same."""
 SPECIAL_TOKENS: list[str] = options.key_default("tokenizer.special_tokens")
 REPORT_CHARACTERS = 1 << 20
 
@@ -118,9 +126,7 @@ def encode(
     one_of({"TEXT": text, "--file": file})
     given = text if text is not None else read_text(file or "", "--file")
 
-    from minigpt.tokenizer import load_tokenizer
-
-    ids = [int(token) for token in load_tokenizer(tokenizer).encode(given, allow_special=allow_special)]
+    ids = [int(token) for token in _load(tokenizer).encode(given, allow_special=allow_special)]
     if json:
         print_json({"ids": ids})
     else:
@@ -141,13 +147,26 @@ def decode(
     one_of({"ID": ids or None, "--file": file})
     numbers = ids or _read_ids(file or "")
 
-    from minigpt.tokenizer import load_tokenizer
-
-    text = load_tokenizer(tokenizer).decode(numbers, skip_special=skip_special)
+    text = _load(tokenizer).decode(numbers, skip_special=skip_special)
     if json:
         print_json({"text": text})
     else:
         write(text + "\n")
+
+
+def _load(name: str) -> "Tokenizer":
+    """The tokenizer at a path, or one by name, which is downloaded."""
+    from minigpt.tokenizer import load_tokenizer
+
+    scheme, _, rest = name.partition(":")
+    if scheme in NAMED:
+        from minigpt.training.setup import make_tokenizer
+
+        value = name if scheme == "hub" else rest
+        kind = "file" if scheme == "hub" else "tiktoken"
+        with progress_bar() as bar:
+            return make_tokenizer(load_config({}, [f"tokenizer.kind={kind}", f"{NAMED[scheme]}={value}"])[0], bar)
+    return load_tokenizer(name)
 
 
 def _read_ids(file: str) -> list[int]:
@@ -175,10 +194,9 @@ def info(
     names = paths or [tokenizer or ""]
     data = None if text is None else source_data([text])
 
-    from minigpt.tokenizer import load_tokenizer
     from minigpt.tokenizer.describe import Compression, batches, describe
 
-    found = [load_tokenizer(name) for name in names]
+    found = [_load(name) for name in names]
     facts = [{"path": name, **describe(one)} for name, one in zip(names, found, strict=True)]
     if data is not None:
         counts = [Compression(one) for one in found]

@@ -126,7 +126,9 @@ class FsspecStore:
 
     def _ask(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
         """One request: the whole file, or its bytes start ... stop-1 (fewer only if the file ends before)."""
-        data: bytes = within(TIMEOUT_SECONDS, lambda: self._files.cat_file(f"{self._root}/{name}", start, stop))
+        data: bytes = within(
+            TIMEOUT_SECONDS, lambda: self._files.cat_file(f"{self._root}/{name}", start=start, end=stop)
+        )
         if start is not None and stop is not None:
             if not data:
                 raise EOFError(f"the file ends at byte {start:,}")

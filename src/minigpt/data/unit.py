@@ -16,10 +16,10 @@ from minigpt.config import DataConfig
 from minigpt.data import blocks
 from minigpt.data.blocks import BlockFacts, BlockId, Place
 from minigpt.data.duplicates import first_copies
+from minigpt.data.long_text import LongText, cut_text
 from minigpt.data.sources import AnySource, Document, documents, file_count
 from minigpt.data.splits import SEPARATOR, Survey, boundary
-from minigpt.tokenizer import CharTokenizer, Tokenizer
-from minigpt.tokenizer.patterns import safe_pieces
+from minigpt.tokenizer import Tokenizer
 
 BATCH_CHARACTERS = 1 << 18  # encoded at once by one thread: small enough to keep all of them busy on a short text
 
@@ -120,19 +120,44 @@ class UnitReader:
         """Lists of about BATCH_CHARACTERS characters of the blocks to be made: those of this part but for `known`."""
         batch: list[Piece] = []
         size = 0
+        for piece in self._pieces(known):
+            batch.append(piece)
+            size += len(piece.text)
+            if size >= BATCH_CHARACTERS:
+                yield batch
+                batch, size = [], 0
+        if batch:
+            yield batch
+
+    def _pieces(self, known: Mapping[BlockId, BlockFacts]) -> Iterator[Piece]:
+        long_text = None
+        if self._single and self._unit.max_tokens is None and not known:
+            long_text = LongText.find(self._unit.sources[0], self._cache, self._tokenizer, self._separator)
+        if long_text is not None:
+            if self._is_mine((0, 0, 0)):
+                yield from self._long(long_text)
+            return
         for placed in self._placed(known):
             if placed.block in known or not self._is_mine(placed.block):
                 continue
             text, start = placed.document.text, 0
             for piece in pieces_of(text, self._tokenizer):
-                batch.append(Piece(placed, piece, start, start + len(piece) == len(text)))
+                yield Piece(placed, piece, start, start + len(piece) == len(text))
                 start += len(piece)
-                size += len(piece)
-                if size >= BATCH_CHARACTERS:
-                    yield batch
-                    batch, size = [], 0
-        if batch:
-            yield batch
+
+    def _long(self, text: LongText) -> Iterator[Piece]:
+        """A text that is too long to be held, otherwise as `_whole`."""
+        document = Document("", str(text.path), is_stream=True)
+        cut = 0
+        if self._unit.fraction is not None:
+            cut = boundary(Survey(1, text.characters, True), self._unit.fraction)
+        for begin, end in [(0, cut), (cut, text.characters)] if cut else [(0, text.characters)]:
+            ends = end == text.characters
+            placed = Placed(document, (0, 0, 0), ends_block=ends, ends_file=ends, whole=True, before=begin)
+            for piece, start, is_last in text.pieces(begin, end, BATCH_CHARACTERS, self._tokenizer):
+                self.characters += len(piece)
+                self.position = (0, 0, self.characters)
+                yield Piece(placed, piece, start, is_last)
 
     def _is_mine(self, block: BlockId) -> bool:
         """Whether this part makes a block: whole files are dealt out where there are many, else the blocks of each."""
@@ -225,10 +250,4 @@ def _progress(
 
 def pieces_of(text: str, tokenizer: Tokenizer) -> Iterable[str]:
     """Cut a long text only where that cannot change its ids; otherwise it stays whole."""
-    if len(text) <= BATCH_CHARACTERS:
-        return [text]
-    if isinstance(tokenizer, CharTokenizer):
-        return (text[at : at + BATCH_CHARACTERS] for at in range(0, len(text), BATCH_CHARACTERS))
-    if getattr(tokenizer, "cuttable", False):
-        return safe_pieces(text, BATCH_CHARACTERS)
-    return [text]
+    return cut_text(text, BATCH_CHARACTERS, tokenizer)

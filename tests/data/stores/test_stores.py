@@ -12,14 +12,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minigpt.config import RequestError, WorkError
+from minigpt.config import DataConfig, RequestError, WorkError
 from minigpt.data import remote
 from minigpt.data.dataset import TokenDataset
 from minigpt.data.download import DownloadError
 from minigpt.data.order import WindowOrder
+from minigpt.data.out import write_folders
+from minigpt.data.prepare import prepare
 from minigpt.data.shard_cache import ShardCache
 from minigpt.data.shards import CorruptShardError
 from minigpt.data.stores import open_shards
+from minigpt.tokenizer import CharTokenizer
 
 
 def rows(dataset: TokenDataset, context: int, count: int) -> list[list[int]]:
@@ -141,7 +144,7 @@ class FlakyFiles:
         self.files, self.faults = files, faults
         self.asked: list[int | None] = []
 
-    def cat_file(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
+    def cat_file(self, path: str, *, start: int | None = None, end: int | None = None) -> bytes:  # s3fs has others
         self.asked.append(start)
         fault = self.faults.pop(0) if self.faults else None
         if isinstance(fault, Exception):
@@ -334,3 +337,22 @@ def test_a_failed_prefetch_is_only_logged(folders, tokenizer, serve, shards, qui
             remote.time.sleep(0.01)
     assert "could not be downloaded, tried 6 times" in caplog.text and "when it is needed" in caplog.text
     assert dataset.tokens(0, 200).tolist() == ids[:200].tolist()
+
+
+def test_text_and_its_shards_are_the_same_data(serve, shards, tmp_path: Path) -> None:
+    """Prepared, written with --out, and read back from here and over HTTP: the same tokens, splits and fingerprint."""
+    text = "".join(f"Line {i} of a text about the number {i * i}.\n" for i in range(400))
+    tokenizer = CharTokenizer.from_texts([text])
+    (tmp_path / "a.txt").write_text(text)
+    prepared = prepare(DataConfig(train=str(tmp_path / "a.txt")), tokenizer, cache=tmp_path / "cache")
+    write_folders(prepared, tokenizer, tmp_path / "out", shard_tokens=3000)
+    for address in (str(tmp_path / "out"), serve(tmp_path / "out").address):
+        found = prepare(DataConfig(train={"shards": address}), tokenizer, cache=tmp_path / "cache")
+        assert found.fingerprint == prepared.fingerprint
+        for ours, theirs in [(found.train, prepared.train), (found.val, prepared.val)]:
+            assert ours.tokens(0, len(ours)).tolist() == theirs.tokens(0, len(theirs)).tolist()
+            assert ours.document_offsets.tolist() == theirs.document_offsets.tolist()
+        assert found.train.stretch == 3000
+    packed = DataConfig(train={"shards": address}, packing="documents", store_cache_gb=8e-6)
+    with pytest.raises(RequestError, match=r"data.store_cache_gb=8e-06 is too small for the \d+ shards"):
+        prepare(packed, tokenizer, cache=tmp_path / "cache")
