@@ -70,7 +70,7 @@ class DataConfig(Section):
     shuffle_buffer: int = Field(10_000, ge=1)
     """With streaming: documents (67 million tokens at most) from which the next one is drawn at random."""
     workers: int | None = Field(None, ge=1)
-    """Processes that tokenize; null means as many as there are cores."""
+    """Threads that tokenize; null means as many as there are cores."""
     shard_tokens: int = Field(1 << 28, ge=1024)
     """Tokens in one file of prepared text."""
     store_cache_gb: float = Field(20.0, gt=0)

@@ -58,6 +58,8 @@ def _folder_files(folder: Path) -> list[Path]:
     for path in sorted(folder.rglob("*")):
         if not _is_hidden(path, folder) and _is_readable(path) and path.is_file():
             found.append(path)
+    if not found and (folder / "meta.json").is_file() and any(folder.glob("*.tok")):
+        raise RequestError(f"folder {folder} holds prepared tokens, not text: give it as {{shards: {folder}}}")
     if not found:
         kinds = ", ".join(FOLDER_SUFFIXES)
         raise RequestError(
