@@ -103,6 +103,12 @@ def test_a_separator_in_a_file_is_the_end_of_text_token(tmp_path: Path, cache: P
     assert plain.decode(ids_of(prepared.train)) == content
 
 
+def test_a_text_that_the_end_of_text_token_divides_is_no_single_one(cache: Path, bpe: Tokenizer) -> None:
+    data = config(train={"text": "to be<|endoftext|>or not", "separator": "%%"}, val_fraction=0)
+    with pytest.raises(RequestError, match="separator='%%' has no effect"):
+        prepare(data, bpe, cache=cache)
+
+
 def test_several_sources_follow_each_other(tmp_path: Path, cache: Path, bpe: Tokenizer) -> None:
     data = config(
         train=[text_file(tmp_path, "to be"), {"text": "or not"}, rows(tmp_path, ["that", "is"])], val_fraction=0
@@ -241,6 +247,22 @@ def test_progress(tmp_path: Path, cache: Path, char: CharTokenizer, capfd: pytes
     prepare(config(train=text_file(tmp_path)), char, cache=cache, on_progress=lambda *args: seen.append(args))
     assert seen[-1] == ("tokenize", len(TEXT), len(TEXT))
     assert capfd.readouterr() == ("", "")
+
+
+def test_progress_counts_the_bytes_of_all_files(tmp_path: Path, cache: Path, bpe: Tokenizer, monkeypatch) -> None:
+    monkeypatch.setattr(unit, "BATCH_CHARACTERS", 1)
+    sizes = [40, 7, 100, 3]
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for number, size in enumerate(sizes):
+        folders[number // 2].mkdir(exist_ok=True)
+        (folders[number // 2] / f"{number}.txt").write_text("x" * size)
+    calls: list[tuple[str, int, int | None]] = []
+    data = config(train=list(map(str, folders)), val_fraction=0, workers=1)
+    prepare(data, bpe, cache=cache, on_progress=lambda *call: calls.append(call))
+    seen = [(done, total) for stage, done, total in calls if stage == "tokenize"]
+    assert {total for _, total in seen} == {sum(sizes)}
+    assert seen == sorted(seen) and seen[-1][0] == sum(sizes)
+    assert {done for done, _ in seen} <= {40, 47, 147, 150}, "the reader stands at the end of a file at each call"
 
 
 def test_text_for_the_tokenizer_is_the_training_split(tmp_path: Path, cache: Path) -> None:

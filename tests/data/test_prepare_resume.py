@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import random
 import shutil
 import signal
@@ -13,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from minigpt.config import DataConfig
-from minigpt.data import Part, blocks, prepare, prepare_part, unit
+from minigpt.data import Part, blocks, cached, prepare, prepare_part, unit
+from minigpt.data.download import DownloadError
 from minigpt.tokenizer import Tokenizer
 
 WORDS = ["to", "be", "or", "not", "that", "is", "the", "question", "nobler", "in", "mind", "suffer"]
@@ -135,6 +137,95 @@ def test_what_parts_lack_is_made_and_what_is_damaged_is_made_again(
     prepare(data, bpe, cache=cache)
     assert finished(cache) == expected
     assert prepare_part(data, bpe, Part(0, 3), cache=cache) == 0, "there is nothing left to do"
+
+
+def test_a_block_that_turns_out_to_be_damaged_is_made_again(tmp_path: Path, bpe: Tokenizer, whole, monkeypatch) -> None:
+    """Found sound when the work began and damaged when it was to be merged: nothing may be published without it."""
+    data, expected = whole
+    find, calls = blocks.find_blocks, []
+
+    def damaging(folder: Path, vocab_size: int):
+        calls.append(folder)
+        if len(calls) == 2:
+            sorted(folder.glob("*.block"))[1].write_bytes(b"")
+        return find(folder, vocab_size)
+
+    monkeypatch.setattr(cached, "find_blocks", damaging)
+    prepare(data, bpe, cache=tmp_path / "c")
+    assert len(calls) == 4
+    assert finished(tmp_path / "c") == expected
+
+
+@pytest.mark.parametrize("table", [False, True])
+def test_damage_in_the_last_document_is_noticed(table: bool, tmp_path: Path, bpe: Tokenizer) -> None:
+    """It is cut in two, so its length is read before anything else of its block."""
+    (tmp_path / "a.jsonl").write_text('{"text": "to be"}\n{"text": "that is the question, that is"}\n')
+    data = DataConfig.model_validate({"train": str(tmp_path / "a.jsonl"), "val_fraction": 0.2})
+    prepare(data, bpe, cache=tmp_path / "whole")
+    prepare_part(data, bpe, Part(0, 1), cache=tmp_path / "c")
+    (block,) = (tmp_path / "c" / "tokens").glob("*.work/*.block")
+    raw = bytearray(block.read_bytes())
+    tokens = blocks.Block(block, bpe.vocab_size).facts.tokens
+    raw[2 * tokens + 24 if table else 0] ^= 1  # the characters of the last document, or an id
+    block.write_bytes(raw)
+    prepare(data, bpe, cache=tmp_path / "c")
+    assert finished(tmp_path / "c") == finished(tmp_path / "whole")
+
+
+def test_a_part_that_nobody_waited_for_is_no_failure(tmp_path: Path, bpe: Tokenizer, whole) -> None:
+    """Another process makes all of it meanwhile, and takes the work folder away."""
+    data, expected = whole
+    cache = tmp_path / "c"
+
+    def finish(stage: str, done: int, total: int | None) -> None:
+        if stage == "tokens" and not (cache / "done").exists():
+            (cache / "done").touch()
+            prepare(data, bpe, cache=cache)
+
+    assert prepare_part(data, bpe, Part(0, 2), cache=cache, on_progress=finish) == 0
+    assert finished(cache) == expected
+
+
+def test_a_network_that_fails_at_the_end_costs_no_work(tmp_path: Path, bpe: Tokenizer, whole, monkeypatch) -> None:
+    """Whether the text is still the same is asked once more at the end; for a data set of the hub over the network."""
+    data, expected = whole
+    ask, asked = cached.CachedUnit._make_key, []
+
+    def fail_the_second_time(unit):
+        asked.append(unit)
+        if len(asked) == 2:
+            raise DownloadError("no network")
+        return ask(unit)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cached.CachedUnit, "_make_key", fail_the_second_time)
+        with pytest.raises(DownloadError):
+            prepare(data, bpe, cache=tmp_path / "c")
+    assert prepare_part(data, bpe, Part(0, 1), cache=tmp_path / "c") == 0, "all blocks are there"
+    prepare(data, bpe, cache=tmp_path / "c")
+    assert finished(tmp_path / "c") == expected
+
+
+def test_an_old_work_folder_that_is_gone_on_with_is_not_abandoned(
+    tmp_path: Path, bpe: Tokenizer, whole, monkeypatch
+) -> None:
+    """Another preparation in the same cache removes abandoned ones, but not this one, before its first block."""
+    data, expected = whole
+    prepare_part(data, bpe, Part(0, 2), cache=tmp_path / "c")
+    (work,) = (tmp_path / "c" / "tokens").glob("*.work")
+    blocks_there = sorted(work.glob("*.block"))
+    os.utime(work, (0, 0))
+    make = cached.make_blocks
+
+    def make_after_another(*arguments):
+        monkeypatch.setattr(cached, "make_blocks", make)
+        prepare(DataConfig.model_validate({"train": {"text": "to be"}, "val_fraction": 0}), bpe, cache=tmp_path / "c")
+        assert sorted(work.glob("*.block")) == blocks_there
+        return make(*arguments)
+
+    monkeypatch.setattr(cached, "make_blocks", make_after_another)
+    prepare(data, bpe, cache=tmp_path / "c")
+    assert expected.items() <= finished(tmp_path / "c").items()
 
 
 def test_every_source_of_a_mixture_has_its_parts(tmp_path: Path, bpe: Tokenizer) -> None:

@@ -90,6 +90,21 @@ def test_copies_are_left_out(run: int, tmp_path: Path, cache: Path, bpe: Tokeniz
     assert merged.fingerprint == prepared.fingerprint
 
 
+def test_few_long_texts_are_held_to_find_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates, "GROUP_CHARACTERS", 10)
+    taken: list[int] = []
+
+    def documents():
+        for number in range(9):
+            taken.append(number)
+            yield number, Document("abcd"[number % 2 :] * 2, "here", is_stream=False)
+
+    found = duplicates.first_copies(documents(), tmp_path)
+    assert next(found)[0] == 0
+    assert taken == [0, 1]
+    assert [number for number, _ in found] == [1]
+
+
 def test_the_set_of_hashes_is_a_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duplicates, "RUN", 50)
     texts = [str(random.Random(n).randrange(1500)) for n in range(4000)]
@@ -174,6 +189,20 @@ def test_folders_of_a_mixture(tmp_path: Path, cache: Path, bpe: Tokenizer) -> No
 # --- what goes wrong
 
 
+def test_two_folders_of_one_name_are_refused(tmp_path: Path, cache: Path, bpe: Tokenizer) -> None:
+    train = [{"text": LONG, "name": "a", "weight": 1}, {"text": LONG * 2, "name": "val-b", "weight": 1}]
+    prepared = prepare(config(train=train, val={"text": "to be", "name": "b"}), bpe, cache=cache)
+    with pytest.raises(RequestError, match="val-b would hold both a source and the validation set b"):
+        write_folders(prepared, bpe, tmp_path / "out", 1024)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", [".", "..", ".hidden", "a/b"])
+def test_a_name_is_the_name_of_a_folder_too(name: str) -> None:
+    with pytest.raises(ValueError, match="pattern"):
+        config(train={"text": LONG, "name": name})
+
+
 class Full:
     """A disk that is full after `room` bytes of block files."""
 
@@ -193,7 +222,7 @@ def test_a_full_disk(room: int, tmp_path: Path, cache: Path, bpe: Tokenizer, mon
     data = config(train=rows(tmp_path, [LONG] * 100))
     full = Full(room)
     with monkeypatch.context() as patch:
-        patch.setattr(blocks.BlockWriter, "_write", lambda self, values: full(self, values))
+        patch.setattr(blocks.BlockWriter, "_write", lambda self, values, crc=0: full(self, values))
         with pytest.raises(WorkError, match=r"could not write .*: no space left on device$"):
             prepare(data, bpe, cache=cache)
     assert left_behind(cache) == []
@@ -277,3 +306,14 @@ def test_long_texts_are_never_held_and_give_the_same(
             else:
                 found.append(prepared.fingerprint)
         assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    "rule", [{"max_document_tokens": 5}, {"min_document_tokens": 2}, {"deduplicate": True}, {"append_eot": False}]
+)
+def test_rules_for_text_are_refused_for_token_ids(rule, tmp_path: Path, cache: Path, bpe: Tokenizer) -> None:
+    np.save(tmp_path / "ids.npy", np.array(bpe.encode(LONG * 9), np.uint16))
+    data = config(train=str(tmp_path / "ids.npy"))
+    assert len(prepare(data, bpe, cache=cache).train) == len(bpe.encode(LONG * 9))
+    with pytest.raises(RequestError, match=rf"data\.{next(iter(rule))}=.* has no effect on .*ids\.npy"):
+        prepare(data.model_copy(update=rule), bpe, cache=cache)

@@ -172,3 +172,25 @@ def test_a_callbacks_tensors_are_as_new_when_bad_steps_lead_back_to_the_beginnin
     settings = settings.model_copy(update={"training": training})
     assert kit.train(settings, tmp_path / "run").exit_status == 0
     assert (tmp_path / "run" / "counter-1.txt").read_text().startswith("6 ")
+
+
+VALIDATION = """
+from minigpt import PretrainObjective
+
+class FirstRows(PretrainObjective):
+    def __init__(self, config, **given):
+        super().__init__(**given)
+        self.validation_rows = 2
+
+    def validation_row(self, index):
+        assert index < 2
+        return super().validation_row(index)
+"""
+
+
+def test_an_objective_says_how_many_rows_it_validates_on(kit, tmp_path: Path) -> None:
+    """Whatever the sets are that PretrainObjective has made of the validation text."""
+    (tmp_path / "own.py").write_text(VALIDATION)
+    settings = kit.config(objective__kind=f"{tmp_path / 'own.py'}:FirstRows", training__max_steps=3)
+    assert kit.train(settings, tmp_path / "run").exit_status == 0
+    assert any("val/loss" in line for line in kit.metrics(tmp_path / "run"))

@@ -1,12 +1,16 @@
 """Runs on packed, masked and mixed rows: they train, repeat to the bit from any checkpoint, and feel the mask."""
 
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from minigpt.config import RequestError
+from minigpt.config import DataConfig, RequestError
+from minigpt.data import prepare
+from minigpt.data.out import write_folders
+from minigpt.tokenizer import CharTokenizer
 
 DOCUMENTS = {"text": "".join(f"{w * n}<|endoftext|>" for n, w in enumerate(["bead ", "cab ", "hag ebb "] * 7, start=1))}
 KINDS: list[dict[str, Any]] = [
@@ -59,3 +63,37 @@ def test_a_mixture_of_other_weights_is_another_run(kit, tmp_path: Path) -> None:
     changed = [sources[0], sources[1] | {"weight": 3}]
     with pytest.raises(RequestError, match=r"the mixture of data\.train was a: 2, b: 1 and is now a: 2, b: 3"):
         kit.train(kit.config(data__train=changed, training__max_steps=2), folder)
+
+
+def test_weights_are_compared_to_the_last_digit(kit, tmp_path: Path) -> None:
+    sources = [{"text": "bead cab " * 60, "weight": 0.12345671}, {"text": "fed gag " * 90, "weight": 1}]
+    kit.train(kit.config(data__train=sources, training__max_steps=2), tmp_path / "run")
+    changed = [sources[0] | {"weight": 0.12345672}, sources[1]]
+    with pytest.raises(RequestError, match=r"was text: 0\.12345671, .* is now text: 0\.12345672, "):
+        kit.train(kit.config(data__train=changed, training__max_steps=2), tmp_path / "run")
+
+
+def test_the_same_text_in_other_shards_is_another_run(kit, tmp_path: Path) -> None:
+    """Windows are shuffled shard by shard, so the shards say in which order they come."""
+    text = "bead cab hag ebb " * 100
+    tokenizer = CharTokenizer.from_texts([text])
+    (tmp_path / "tokenizer").mkdir()
+    tokenizer.save(tmp_path / "tokenizer")
+    prepared = prepare(DataConfig(train={"text": text}), tokenizer, cache=tmp_path / "cache")  # type: ignore[arg-type]
+    for tokens in (300, 500):
+        write_folders(prepared, tokenizer, tmp_path / str(tokens), shard_tokens=tokens)
+
+    def config(tokens: int, **changes: Any) -> Any:
+        file = {"kind": "file", "path": str(tmp_path / "tokenizer")}
+        return kit.config(data__train={"shards": str(tmp_path / str(tokens))}, tokenizer=file, **changes)
+
+    def cut_short(folder: Path, settings: Any) -> Path:
+        kit.train(settings, folder)
+        shutil.rmtree(folder / "model")
+        return folder
+
+    run = cut_short(tmp_path / "run", config(300))
+    with pytest.raises(RequestError, match=r"the text of data\.train or data\.val is not what the run"):
+        kit.train(config(500), run)
+    run = cut_short(tmp_path / "other", config(300, data__shuffle_tokens=200))
+    assert kit.train(config(500, data__shuffle_tokens=200), run).exit_status == 0  # the same order after all

@@ -214,6 +214,22 @@ def test_a_new_run_from_a_checkpoint(tmp_path, kit, streaming, origin) -> None:
     assert weights[0] == weights[1]
 
 
+def test_a_new_run_cannot_go_back_in_the_stream(tmp_path, kit, streaming) -> None:
+    """Smaller batches, or a larger share of a source, ask for rows that have gone by; nothing is left behind then."""
+    settings = streaming(mixture(tmp_path))
+    kit.train(settings, tmp_path / "origin")
+    given = {"resume": str(tmp_path / "origin" / "checkpoints" / "step-00000004")}
+    smaller = settings.training.model_copy(update={"batch_tokens": 16, "micro_batch": 1})
+    heavier = streaming([source | {"weight": 9} if source["name"] != "web" else source for source in mixture(tmp_path)])
+    other = streaming(corpus(tmp_path / "other.jsonl"))
+    for changed in (settings.model_copy(update={"training": smaller}), heavier):
+        with pytest.raises(RequestError, match=r"read \d+ rows where this run is at row \d+, and a stream cannot go"):
+            kit.train(changed, tmp_path / "run", **given)
+    with pytest.raises(RequestError, match=r"has read another text than data\.train streams here"):
+        kit.train(other, tmp_path / "run", **given)
+    assert not (tmp_path / "run").exists()
+
+
 def test_another_text_is_refused_on_resuming(tmp_path, kit, streaming, chaos, killed) -> None:
     train = corpus(tmp_path / "corpus.jsonl")
     settings = streaming(train)

@@ -49,7 +49,7 @@ class SourceConfig(Section):
     """Commit, tag or branch of the hub data set; null means its newest."""
     streaming: bool | None = None
     """Read the hub data set as it arrives, instead of downloading it first; null means false."""
-    field: str | None = None
+    field: str | None = Field(None, min_length=1)
     """Name of the field or column that holds the text; null means `text`."""
     template: str | None = Field(None, min_length=1)
     """The text made of several fields, as in '{title}: {body}'; a brace itself is written twice."""
@@ -67,7 +67,7 @@ class SourceConfig(Section):
     """Seed of the generated text (demo); null means 0."""
     dtype: Literal["uint16", "uint32"] | None = None
     """Type of the ids in a raw .bin shard; null means uint16, as nanoGPT writes."""
-    name: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]+$")
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")
     """What the source is called in metrics and stages; null means a name made of where it is."""
     weight: float | None = Field(None, gt=0, allow_inf_nan=False)
     """Its share of the training rows, against the weights of the other sources."""
@@ -101,7 +101,7 @@ class SourceConfig(Section):
 class OwnSource(Extension):
     """A source that is a class of the user's own: what it is among others, and its options."""
 
-    name: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]+$")
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")
     """As for the other sources."""
     weight: float | None = Field(None, gt=0, allow_inf_nan=False)
     """As for the other sources."""

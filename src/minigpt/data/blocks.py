@@ -6,8 +6,8 @@ processes, now or after a kill, make the same ones. A block file is written unde
 
     ids (uint16 or uint32) | token at which each document begins, characters of each document (int64) | JSON | footer
 
-with the lengths and CRC-32s of what is before them in the JSON and the footer. A file that a power failure damaged is
-noticed by these, and its block made again.
+with the lengths and CRC-32s of what is before them in the JSON and the footer. Block files are not forced to the disk:
+one that a power failure damaged is noticed by its CRCs, and made again.
 """
 
 import json
@@ -15,6 +15,7 @@ import os
 import re
 import struct
 import zlib
+from array import array
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -54,7 +55,8 @@ class BlockFacts:
     ends_file: bool
     plain: bool
     ends: bool
-    crc: int
+    ids_crc: int
+    table_crc: int
 
 
 class DamagedBlockError(Exception):
@@ -75,8 +77,7 @@ class BlockWriter:
         self._vocab_size, self._dtype = vocab_size, token_dtype(vocab_size)
         self._waiting: list[NDArray[np.uint32]] = []
         self._n_waiting = self._crc = 0
-        self._starts: list[int] = []
-        self._characters: list[int] = []
+        self._starts, self._characters = array("q"), array("q")
         self._start = self.n_tokens = 0
 
     def add(self, ids: NDArray[np.uint32]) -> None:
@@ -96,10 +97,9 @@ class BlockWriter:
     def finish(self, after: Place, kept: Place | None, *, ends_file: bool, plain: bool, ends: bool) -> BlockFacts:
         """Write the rest and put the file in its place."""
         self._flush()
-        self._write(np.array([self._starts, self._characters], "<i8"))
-        facts = BlockFacts(
-            self.n_tokens, len(self._starts), sum(self._characters), after, kept, ends_file, plain, ends, self._crc
-        )
+        table_crc = self._write(np.array([self._starts, self._characters], "<i8"))
+        characters, crcs = sum(self._characters), (self._crc, table_crc)
+        facts = BlockFacts(self.n_tokens, len(self._starts), characters, after, kept, ends_file, plain, ends, *crcs)
         text = json.dumps(asdict(facts)).encode()
         self._file.write(text + _FOOTER.pack(len(text), zlib.crc32(text), _MAGIC))
         self._file.close()
@@ -117,13 +117,14 @@ class BlockWriter:
         ids = np.concatenate(self._waiting)
         if ids.max() >= self._vocab_size:
             raise ValueError(f"the tokenizer gave an id outside its vocabulary of {self._vocab_size}")
-        self._write(ids.astype(self._dtype))
+        self._crc = self._write(ids.astype(self._dtype), self._crc)
         self._waiting, self._n_waiting = [], 0
 
-    def _write(self, values: Tokens) -> None:
+    def _write(self, values: Tokens, crc: int = 0) -> int:
+        """Write values; the CRC-32 of what has `crc` so far and of these."""
         raw = values.tobytes()
         self._file.write(raw)
-        self._crc = zlib.crc32(raw, self._crc)
+        return zlib.crc32(raw, crc)
 
 
 class Block:
@@ -151,12 +152,15 @@ class Block:
             raise DamagedBlockError(path, "another size")
 
     def table(self) -> NDArray[np.int64]:
-        """(2, documents): the token at which each document begins, and its characters."""
+        """(2, documents): the token at which each document begins, and its characters. DamagedBlockError: damaged."""
         count = self.facts.documents
-        return np.fromfile(self.path, "<i8", 2 * count, offset=self._table_at).reshape(2, count)
+        table = np.fromfile(self.path, "<i8", 2 * count, offset=self._table_at)
+        if zlib.crc32(table.data) != self.facts.table_crc:
+            raise DamagedBlockError(self.path, "its content changed on the disk")
+        return table.reshape(2, count)
 
     def chunks(self) -> Iterator[Tokens]:
-        """The ids, a piece at a time. Raises DamagedBlockError at the end if they, or the table, are damaged."""
+        """The ids, a piece at a time. Raises DamagedBlockError at the end if they are damaged."""
         crc, left = 0, self.facts.tokens
         with self.path.open("rb") as file:
             while left:
@@ -166,7 +170,7 @@ class Block:
                 crc = zlib.crc32(ids.data, crc)
                 left -= len(ids)
                 yield ids
-        if zlib.crc32(self.table().data, crc) != self.facts.crc:
+        if crc != self.facts.ids_crc:
             raise DamagedBlockError(self.path, "its content changed on the disk")
 
 
@@ -183,5 +187,5 @@ def find_blocks(folder: Path, vocab_size: int) -> dict[BlockId, Block]:
             try:
                 found[(int(match[1]), int(match[2]), int(match[3]))] = Block(path, vocab_size)
             except DamagedBlockError:
-                path.unlink()
+                path.unlink(missing_ok=True)  # another part may be faster
     return dict(sorted(found.items()))

@@ -21,8 +21,8 @@ def make_blocks(
     folder: Path,
     workers: int,
     report: Callable[[int], None],
-) -> int:
-    """Write the blocks that are to be made (`known` are not) into `folder`; how many they were.
+) -> list[BlockId]:
+    """Write the blocks that are to be made (`known` are not) into `folder`; which they were.
 
     `report(tokens)` is called now and then with the number of tokens since the last call. RequestError for text that
     cannot be read or encoded, OSError for a full disk.
@@ -38,7 +38,7 @@ def make_blocks(
     finally:
         assembler.abort()
         batches.close()
-    return assembler.n_blocks
+    return assembler.made
 
 
 class _Assembler:
@@ -54,7 +54,8 @@ class _Assembler:
         self._short: list[NDArray[np.uint32]] = []  # of a document that is not known to be long enough
         self._length = self._characters = 0  # of the document, as far as it was read
         self._kept: Place | None = None
-        self.n_tokens = self.n_blocks = 0
+        self.n_tokens = 0
+        self.made: list[BlockId] = []
 
     def add(self, piece: Piece, ids: NDArray[np.uint32]) -> None:
         """The next piece."""
@@ -100,7 +101,7 @@ class _Assembler:
             after = (file, record + 1)
             writer.finish(after, self._kept, ends_file=placed.ends_file, plain=plain, ends=ends)
             self._writer = None
-            self.n_blocks += 1
+            self.made.append(placed.block)
 
 
 def _texts(batch: list[Piece]) -> list[str]:

@@ -22,7 +22,7 @@ from minigpt.config.extension import Extension
 from minigpt.data.blocks import BLOCK_CHARACTERS, Block, BlockId, DamagedBlockError, find_blocks
 from minigpt.data.build import make_blocks
 from minigpt.data.dataset import TokenDataset, token_dtype
-from minigpt.data.download import Progress
+from minigpt.data.download import DownloadError, Progress
 from minigpt.data.folder import FORMAT, open_folder
 from minigpt.data.merge import merge
 from minigpt.data.progress import Tracker
@@ -76,13 +76,17 @@ class CachedUnit:
 
     def make_part(self, part: Part) -> int:
         """Make the blocks of one part, those that are not there; their number. The others may be made at the time."""
-        _make(self.folder.parent)
         _make(self.work.parent)
         with wait_lock(self.work.parent / f"{self.digest}.part-{part.index}-{part.count}.lock", LOCK_SECONDS):
             if self.folder.exists():
                 return 0
-            with self._working():
-                return self._make_missing(part)[0]
+            try:
+                with self._working():
+                    return len(self._make_missing(part, self._blocks())[0])
+            except WorkError:
+                if self.folder.exists():  # somebody did not wait for this part, and took the work folder away
+                    return 0
+                raise
 
     def _clean(self) -> None:
         """Remove what killed processes left and nobody needs: the caller has the lock, so nobody is publishing."""
@@ -112,6 +116,7 @@ class CachedUnit:
         """A work folder for the time of the work. What a kill leaves in it is used again, an error leaves nothing."""
         _make(self.work)
         try:
+            os.utime(self.work)  # not abandoned, even if it is long until the first block
             yield
         except RequestError:  # nothing can come of this text
             shutil.rmtree(self.work, ignore_errors=True)
@@ -127,8 +132,11 @@ class CachedUnit:
     def _finish(self) -> None:
         """All blocks, merged and published. The work folder goes."""
         for _ in range(DAMAGED_TIMES):
-            _, reader = self._make_missing(WHOLE)
-            blocks = find_blocks(self.work, self.place.tokenizer.vocab_size)
+            known = self._blocks()
+            made, reader = self._make_missing(WHOLE, known)
+            blocks = self._blocks()
+            if not {*known, *made} <= blocks.keys():  # one was found to be damaged meanwhile, and removed
+                continue
             try:
                 with atomic_folder(self.folder, replace=True) as unfinished:
                     merge(blocks, self.unit, reader, self.place.tokenizer, unfinished)
@@ -141,6 +149,8 @@ class CachedUnit:
                 LOG.warning("%s; it is made again", error)
                 error.path.unlink(missing_ok=True)
                 continue
+            except DownloadError:  # the key of a data set of the hub: the next start goes on here
+                raise
             except WorkError:  # a full disk: nothing that takes its place is left
                 shutil.rmtree(self.work, ignore_errors=True)
                 raise
@@ -162,14 +172,18 @@ class CachedUnit:
                 return False
         return True
 
-    def _make_missing(self, part: Part) -> tuple[int, UnitReader]:
-        """The number of blocks that were made, and their reader."""
+    def _blocks(self) -> dict[BlockId, Block]:
+        """The sound blocks in the work folder."""
+        return find_blocks(self.work, self.place.tokenizer.vocab_size)
+
+    def _make_missing(self, part: Part, known: Mapping[BlockId, Block]) -> tuple[list[BlockId], UnitReader]:
+        """Make the blocks of a part that are not `known`; which they were, and their reader."""
         place = self.place
         clean_stale(self.work)
-        known = {block: b.facts for block, b in find_blocks(self.work, place.tokenizer.vocab_size).items()}
+        facts = {number: block.facts for number, block in known.items()}
         reader = UnitReader(self.unit, place.tokenizer, place.cache, self.work, part)
         tracker = Tracker(self.unit.sources, place.cache, reader, place.on_progress)
-        made = make_blocks(self.unit, reader, place.tokenizer, known, self.work, place.workers, tracker.update)
+        made = make_blocks(self.unit, reader, place.tokenizer, facts, self.work, place.workers, tracker.update)
         tracker.finish()
         return made, reader
 

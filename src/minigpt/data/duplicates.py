@@ -9,7 +9,6 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,8 @@ from numpy.typing import NDArray
 
 from minigpt.data.sources import Document
 
-GROUP = 256  # documents that are looked up together
+GROUP = 256  # documents that are looked up together, or fewer
+GROUP_CHARACTERS = 1 << 22  # if they are long: they are held meanwhile
 RUN = 1 << 18  # hashes that are collected in memory before they are sorted and written
 MERGE_AT = 8  # runs of about RUN hashes that are made one; larger ones stay as they are: merging takes memory
 
@@ -30,8 +30,7 @@ def first_copies(documents: Iterable[Numbered], scratch: Path) -> Iterator[Numbe
     folder = Path(tempfile.mkdtemp(prefix=".tmp-hashes-", dir=scratch))
     try:
         seen = _Seen(folder)
-        source = iter(documents)
-        while group := list(islice(source, GROUP)):
+        for group in _groups(documents):
             hashes = [hashlib.blake2b(document.text.encode(), digest_size=16).digest() for _, document in group]
             known = seen.contains(hashes)
             for item, digest, is_old in zip(group, hashes, known, strict=True):
@@ -39,6 +38,20 @@ def first_copies(documents: Iterable[Numbered], scratch: Path) -> Iterator[Numbe
                     yield item
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _groups(documents: Iterable[Numbered]) -> Iterator[list[Numbered]]:
+    """The documents, some at a time."""
+    group: list[Numbered] = []
+    size = 0
+    for item in documents:
+        group.append(item)
+        size += len(item[1].text)
+        if len(group) == GROUP or size >= GROUP_CHARACTERS:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 class _Seen:

@@ -135,7 +135,8 @@ def require_stage_names(data: DataConfig, names: Sequence[str]) -> None:
 def shares(weights: Sequence[float]) -> list[Fraction]:
     """The weights as exact shares of 1, each weight taken as the decimal number that was written."""
     exact = [Fraction(str(float(weight))) for weight in weights]
-    return [weight / sum(exact) for weight in exact]
+    total = sum(exact)
+    return [weight / total for weight in exact]
 
 
 def block_rows(weights: Sequence[float], batch_rows: int) -> int:
@@ -150,7 +151,8 @@ def block_rows(weights: Sequence[float], batch_rows: int) -> int:
     least = -(-len(wanted) // batch_rows)  # batches that give every source a row
     rows = np.arange(least, max(least, BLOCK_ROWS // batch_rows) + 1)[:, None] * batch_rows
     quotas = rows * np.array([float(share) for share in wanted])  # (candidates, sources)
-    errors = np.abs(np.maximum(1, np.rint(quotas)) / quotas - 1).max(axis=1)
+    with np.errstate(divide="ignore"):  # a share too small for a float
+        errors = np.abs(np.maximum(1, np.rint(quotas)) / quotas - 1).max(axis=1)
     return int(rows[np.argmin(errors), 0])
 
 

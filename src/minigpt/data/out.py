@@ -27,7 +27,7 @@ def require_new_folder(folder: Path) -> None:
 def write_folders(prepared: PreparedData, tokenizer: Tokenizer, folder: Path, shard_tokens: int) -> list[Path]:
     """Write everything that was prepared into a new folder, whole or not at all; the folders with a meta.json in it.
 
-    RequestError if the folder is not new, WorkError for a full disk.
+    RequestError if the folder is not new, or two names are one; WorkError for a full disk.
     """
     require_new_folder(folder)
     own_ends = {source.name for source in prepared.sources if source.val is not None}
@@ -38,8 +38,13 @@ def write_folders(prepared: PreparedData, tokenizer: Tokenizer, folder: Path, sh
         for source in prepared.sources:
             contents[source.name] = {"train": source.train, "val": source.val}
         for name, tokens in prepared.validation:
-            if name not in own_ends:
-                contents[f"val-{name}"] = {"train": tokens, "val": None}
+            if name in own_ends:
+                continue
+            if (place := f"val-{name}") in contents:
+                raise RequestError(
+                    f"{place} would hold both a source and the validation set {name}: rename one of them"
+                )
+            contents[place] = {"train": tokens, "val": None}
     with atomic_folder(folder, replace=folder.exists()) as unfinished:
         for name, splits in contents.items():
             inside = unfinished / name

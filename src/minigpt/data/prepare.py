@@ -51,10 +51,9 @@ def prepare(
     preparer = _Preparer.of(data, tokenizer, cache, parts, on_progress)
     if data.streaming:
         return preparer.for_streaming()
-    fraction = data.val_fraction if data.val is None and data.val_fraction > 0 else None
     sources = []
     for name, unit in preparer.training_units():
-        train, val = preparer.load(unit, fraction)
+        train, val = preparer.load(unit, preparer.fraction)
         train.name = f"the training split of {describe_sources(unit)}"
         if val is not None:
             val.name = f"the validation split of {describe_sources(unit)}"
@@ -77,13 +76,29 @@ def prepare_part(
     """Make one part of what `prepare` makes, into the folder `parts` (None: the cache), which all parts share, or into
     which their folders are copied in the end; the number of blocks that were made. Raises as `prepare` does."""
     preparer = _Preparer.of(data, tokenizer, cache, parts, on_progress)
-    fraction = data.val_fraction if data.val is None and data.val_fraction > 0 else None
-    units = [(unit, fraction) for _, unit in preparer.training_units()] + [([s], None) for s in data.val or []]
+    units = [(unit, preparer.fraction) for _, unit in preparer.training_units()] + [([s], None) for s in data.val or []]
     return sum(
         CachedUnit(Unit.of(data, unit, share), preparer.place).make_part(part)
         for unit, share in units
         if not is_token_source(unit[0])
     )
+
+
+def _refuse_rules_for_text(data: DataConfig) -> None:
+    """RequestError for a rule about documents that would leave a source of token ids as it is."""
+    rules = {
+        f"data.max_document_tokens={data.max_document_tokens}": data.max_document_tokens is not None,
+        f"data.min_document_tokens={data.min_document_tokens}": data.min_document_tokens is not None,
+        "data.deduplicate=true": data.deduplicate,
+        "data.append_eot=false": not data.append_eot,
+    }
+    asked = next((rule for rule, is_asked in rules.items() if is_asked), None)
+    tokens = [source for source in training_sources(data) if asked and is_token_source(source)]
+    if tokens:
+        raise RequestError(
+            f"{asked} has no effect on {describe_sources(tokens)}, which holds token ids: leave it out here, and set "
+            "it where the text is tokenized"
+        )
 
 
 @dataclass(frozen=True)
@@ -105,8 +120,14 @@ class _Preparer:
     ) -> "_Preparer":
         for source in [*training_sources(data), *(data.val or [])]:
             is_token_source(source)  # finds what is missing before anything is tokenized
+        _refuse_rules_for_text(data)
         place = Workplace(tokenizer, cache or cache_dir(), data.workers or cores(), on_progress, parts)
         return cls(data, tokenizer, place)
+
+    @property
+    def fraction(self) -> float | None:
+        """The share of each training unit that is kept for validation; None if nothing is."""
+        return self.data.val_fraction if self.data.val is None and self.data.val_fraction > 0 else None
 
     def training_units(self) -> list[tuple[str, list[AnySource]]]:
         """(name, sources) of what is prepared together: each source of a mixture, or all of them."""

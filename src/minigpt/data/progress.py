@@ -1,6 +1,7 @@
 """How far the preparation of a unit is: bytes of its files that were read, and tokens that were made."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 from minigpt.config import SourceConfig
@@ -22,7 +23,9 @@ class Tracker:
     def __init__(self, sources: Sequence[AnySource], cache: Path, reader: UnitReader, report: Progress | None) -> None:
         self._reader, self._report = reader, report
         self._files = [_files(source, cache) for source in sources] if report is not None else []
-        self._total = sum(size for files in self._files for size, _ in files) if all(self._files) else None
+        self._before = [0, *accumulate(size for files in self._files for size, _ in files)]  # bytes before each file
+        self._first = [0, *accumulate(map(len, self._files))]  # number of each source's first file among all
+        self._total = self._before[-1] if all(self._files) else None
         self._tokens = 0
 
     def update(self, tokens: int) -> None:
@@ -35,8 +38,7 @@ class Tracker:
         if self._total is None:
             self._report("tokenize", self._reader.characters, None)
             return
-        before = sum(size for files in self._files[:source] for size, _ in files)
-        before += sum(size for size, _ in self._files[source][:file])
+        before = self._before[self._first[source] + file]
         size, ratio = self._files[source][file]
         self._report("tokenize", before + min(size, int(characters / ratio)), self._total)
 

@@ -98,9 +98,9 @@ def documents(
         if number < start[0] or (files is not None and not files(number)):
             continue
         for record in read(start[1] if number == start[0] else 0):
-            divided = divided or bool(record.divided)
+            divided = divided or record.divided
             if record.text and not record.text.isspace():
-                yield Document(record.text, record.origin, record.divided is False, (number, record.number))
+                yield Document(record.text, record.origin, record.is_stream, (number, record.number))
     own = source.separator if isinstance(source, SourceConfig) else None
     if own is not None and not divided and start == (0, 0) and files is None:
         raise RequestError(f"separator={own!r} has no effect: it is nowhere in {describe(source)}")
@@ -116,12 +116,13 @@ def file_count(source: AnySource, cache: Path, on_progress: Progress | None = No
 
 
 class _Record(NamedTuple):
-    """A text, blank or not; `divided` says of a plain text whether separators have occurred in it, else it is None."""
+    """A text, blank or not. `divided`: the source's separator has occurred; `is_stream`: it is a whole plain text."""
 
     number: int
     text: str
     origin: str
-    divided: bool | None = None
+    divided: bool = False
+    is_stream: bool = False
 
 
 def _readers(
@@ -187,9 +188,13 @@ def _text_records(
     """
     number = 0
     for text, divided in split_documents(chunks, own or special):
-        for part in text.split(special) if own and special else [text]:
+        parts = text.split(special) if own and special else [text]
+        is_stream = not divided and len(parts) == 1
+        for part in parts:
             if number >= start:
-                yield _Record(number, part, f"{origin} document {number + 1}" if divided else origin, divided)
+                yield _Record(
+                    number, part, origin if is_stream else f"{origin} document {number + 1}", divided, is_stream
+                )
             number += 1
 
 
@@ -225,7 +230,7 @@ def _downloaded(source: SourceConfig, cache: Path, on_progress: Progress | None)
         ) from None
 
 
-def is_token_source(source: AnySource | str, cache: Path | None = None) -> bool:
+def is_token_source(source: AnySource | str) -> bool:
     """Whether a source holds token ids (.bin, .npy, shards) instead of text.
 
     Looked up by name, so nothing is downloaded. RequestError for one that holds both.

@@ -152,17 +152,33 @@ class StreamRows:
         found = [SourceState() for _ in self.stream.units]
         if state is not None:
             position, tensors = state.position, state.tensors()
-            if position["text"] != self.stream.fingerprint:
-                raise RequestError(
-                    "the checkpoint has read another text than data.train streams here: bring that back, or start a "
-                    "run of its own with model.init_from"
-                )
+            self._require_text(position)
             for number, (unit, saved) in enumerate(zip(self.stream.units, position["sources"], strict=True)):
                 prefix = f"{number}."
                 own = {name.removeprefix(prefix): ids for name, ids in tensors.items() if name.startswith(prefix)}
                 found[number] = SourceState.saved(saved, own, unit.dtype)
         self._sources = [self._make(unit, state=one) for unit, one in zip(self.stream.units, found, strict=True)]
         self._closed = False
+
+    def require_ahead(self, position: dict[str, Any], row: int) -> None:
+        """RequestError unless `row` comes behind a saved position of this text: other weights, or smaller batches, may
+        ask for rows that have gone by."""
+        self._require_text(position)
+        counts = self.mixture.counts(row) if self.mixture is not None else (row,)
+        for source, count in zip(position["sources"], counts, strict=True):
+            if source["next_row"] > count:
+                raise RequestError(
+                    f"the checkpoint has read {source['next_row']:,} rows where this run is at row {count:,}, and a "
+                    "stream cannot go back: keep its training.batch_tokens, and the weights of data.train and "
+                    "data.stages"
+                )
+
+    def _require_text(self, position: dict[str, Any]) -> None:
+        if position["text"] != self.stream.fingerprint:
+            raise RequestError(
+                "the checkpoint has read another text than data.train streams here: bring that back, or start a "
+                "run of its own with model.init_from"
+            )
 
     def close(self) -> None:
         """Stop reading ahead. A `row` that waits in another thread raises RuntimeError; so does every later one."""

@@ -25,6 +25,7 @@ from minigpt.data.unit import BATCH_CHARACTERS, pieces_of
 from minigpt.tokenizer import Tokenizer
 
 Tokens = NDArray[Any]  # (N,) uint16 or uint32
+DOCUMENT_CHARACTERS = 64  # what a document costs beside its text, in characters: the first batch must come soon
 
 
 class Place(NamedTuple):
@@ -150,7 +151,7 @@ def _read(unit: StreamUnit, place: Place, closing: threading.Event) -> Iterator[
                 return
             pieces = [] if document is None else list(pieces_of(document.text, unit.tokenizer))
             batch.append(_Text(document, pieces, after))
-            size += BATCH_CHARACTERS if document is None else len(document.text)
+            size += BATCH_CHARACTERS if document is None else DOCUMENT_CHARACTERS + len(document.text)
             if size >= BATCH_CHARACTERS:
                 yield batch
                 batch, size = [], 0

@@ -151,10 +151,13 @@ class SourceRows:
         """Drop what fills no window, and begin anew."""
         state = self.state
         if not state.rows:
+            held_out = self.unit.held_out
+            after = f"after the first data.val_documents={held_out:,}, kept for validation, " if held_out else ""
+            remedy = ", a shorter context, or fewer of these" if held_out else " or a shorter context"
             raise RequestError(
-                f"{describe_sources(self.unit.sources)} has {self._resting:,} tokens to train on, too short for "
+                f"{after}{describe_sources(self.unit.sources)} has {self._resting:,} tokens to train on, too short for "
                 f"model.context_length={self._context_length}: at least {self._context_length + 1:,} are needed; give "
-                "more text or a shorter context"
+                f"more text{remedy}"
             )
         state.epoch, state.epoch_rows, state.rows, state.draws = state.epoch + 1, state.rows, 0, 0
         state.rest.clear()

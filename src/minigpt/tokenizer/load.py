@@ -66,6 +66,8 @@ def build_tokenizer(
     if config.path is None:
         raise RequestError(f"tokenizer.path is needed with tokenizer.kind={config.kind}: say where the tokenizer is")
     path = Path(config.path).expanduser()
+    if config.kind == "tiktoken" and config.encoding == "gpt2" and path.suffix == SUFFIX:
+        return load_ranks(path, "r50k_base")  # the same tokens; gpt2 itself was published as other files
     if config.kind == "gpt2" or (config.kind == "tiktoken" and config.encoding == "gpt2"):
         return load_gpt2(path if path.is_dir() else path.parent)
     if config.kind == "tiktoken":

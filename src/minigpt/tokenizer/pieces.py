@@ -88,7 +88,8 @@ class PieceTokenizer:
             if i in self._special_ids:
                 text += b"" if skip_special else self._table[i]
             else:
-                text += self._table[i].removeprefix(b" ") if begins and self.model.dummy_prefix else self._table[i]
+                strips = begins and self.model.dummy_prefix and self.model.pieces[i].kind is not PieceKind.byte
+                text += self._table[i].removeprefix(b" ") if strips else self._table[i]
             begins = self.model.pieces[i].kind is PieceKind.control
         return text.decode("utf-8", errors="replace")
 

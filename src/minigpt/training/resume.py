@@ -61,8 +61,13 @@ def flat(config: Config) -> dict[str, Any]:
 def _mixture(config: Config) -> str:
     """What of `data.train` shapes the trajectory beside the text, where that is a mixture: names, weights, places."""
     sources = config.data.train or []
-    sizes = [f"{s.weight:g}" if s.weight else f"{s.repeat or 1:g} of its size" for s in sources]
+    sizes = [_plain(s.weight) if s.weight else f"{_plain(s.repeat or 1.0)} of its size" for s in sources]
     return ", ".join(f"{name}: {size}" for name, size in zip(source_names(sources), sizes, strict=True))
+
+
+def _plain(number: float) -> str:
+    """A number to its last digit."""
+    return str(number).removesuffix(".0")
 
 
 def read_config(run_dir: Path) -> Config | None:

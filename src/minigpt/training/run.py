@@ -9,6 +9,7 @@ from pathlib import Path
 from minigpt.config import Config, RequestError
 from minigpt.config.extension import portable
 from minigpt.model.count import count_parameters
+from minigpt.objectives import Objective
 from minigpt.storage import (
     Checkpoint,
     atomic_folder,
@@ -32,6 +33,7 @@ from minigpt.training.loggers import Logger, make_loggers
 from minigpt.training.resume import newest_on_path, read_config, refuse_changes, write_config
 from minigpt.training.setup import Parts, Progress, assemble
 from minigpt.training.signals import StopRequested, StopSignals
+from minigpt.training.streams import refuse_gone_by
 from minigpt.training.trainer import Trainer
 
 RESERVED = (".lock",)
@@ -120,7 +122,11 @@ def _train_locked(
             return Result(run_dir, 0, f"the run in {run_dir} is finished: its model is {run_dir / 'model'}")
     if origin is not None:
         _refuse_other_network(origin, parts)
-    trainer = _make_trainer(parts, run_dir, callbacks, loggers, console, signals)
+    objective = parts.objective()
+    if saved is None and origin is not None:
+        next_row = RowJournal(_journal_of(origin)).rows(origin.step + 1, parts.config.batch_rows)[0]
+        refuse_gone_by(objective, origin.trainer_state.get("stream"), next_row)
+    trainer = _make_trainer(parts, objective, run_dir, callbacks, loggers, console, signals)
     if saved is None and origin is not None:
         _adopt(run_dir, origin, trainer)
     if not begun:
@@ -148,6 +154,7 @@ def _train_locked(
 
 def _make_trainer(
     parts: Parts,
+    objective: Objective,
     run_dir: Path,
     callbacks: Sequence[Callback],
     loggers: Sequence[Logger],
@@ -160,7 +167,7 @@ def _make_trainer(
     return Trainer(
         config,
         parts.model(),
-        parts.objective(),
+        objective,
         run_dir=run_dir,
         max_steps=parts.max_steps,
         device=parts.device,
@@ -169,7 +176,7 @@ def _make_trainer(
         loggers=loggers,
         console=console,
         signals=signals,
-        data_fingerprint=parts.data.fingerprint,
+        data_fingerprint=parts.data_fingerprint,
         initialise=parts.initialise,
     )
 
@@ -217,7 +224,7 @@ def _refuse_other_network(origin: Checkpoint, parts: Parts) -> None:
 
 def _adopt(run_dir: Path, origin: Checkpoint, trainer: Trainer) -> None:
     """Make `origin` the first checkpoint of a new run: its full state, with log files that begin here."""
-    journal = origin.path.parent.parent / "skipped.jsonl"
+    journal = _journal_of(origin)
     state = origin.trainer_state | {
         "restorations": RowJournal(journal).restorations,  # none of them goes back behind the start of this run
         "files": dict.fromkeys(trainer.logbook.files, 0),
@@ -233,11 +240,16 @@ def _adopt(run_dir: Path, origin: Checkpoint, trainer: Trainer) -> None:
         trainer.journal = RowJournal(run_dir / "skipped.jsonl")
 
 
+def _journal_of(origin: Checkpoint) -> Path:
+    """The journal of the run that a checkpoint is from."""
+    return origin.path.parent.parent / "skipped.jsonl"
+
+
 def _refuse_other_data(run_dir: Path, checkpoint: Checkpoint, parts: Parts) -> None:
-    if checkpoint.trainer_state["data_fingerprint"] != parts.data.fingerprint:
+    if checkpoint.trainer_state["data_fingerprint"] != parts.data_fingerprint:
         raise RequestError(
             f"the text of data.train or data.val is not what the run in {run_dir} was trained on: "
-            "bring it back, or choose another --run-dir or run.name"
+            "bring it back (in the same shards, if they are given), or choose another --run-dir or run.name"
         )
 
 

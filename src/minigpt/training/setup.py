@@ -1,5 +1,6 @@
 """From a config to what a run is made of: device and threads, tokenizer, token data, model, objective."""
 
+import hashlib
 import importlib.util
 import logging
 import os
@@ -144,6 +145,17 @@ class Parts:
         if differing:
             raise RequestError(f"model.init_from={config.model.init_from} is another network: {', '.join(differing)}")
         model.load_state_dict(load_state(folder.path))
+
+    @property
+    def data_fingerprint(self) -> str:
+        """What a run must find again when it goes on: its text, and the shards of it if these shape the order."""
+        settings = self.config.data
+        if settings.packing == "documents" or not settings.shuffle or settings.shuffle_tokens is not None:
+            return self.data.fingerprint
+        stretches = [source.train.stretch for source in self.data.sources]
+        if not any(stretches):
+            return self.data.fingerprint
+        return hashlib.sha256(f"{self.data.fingerprint} {stretches}".encode()).hexdigest()
 
     def objective(self) -> Objective:
         """The meaning of the rows."""

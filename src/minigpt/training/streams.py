@@ -37,6 +37,13 @@ def load_stream(objective: Objective, position: dict[str, Any] | None, tensors: 
     return {key: tensor for key, tensor in tensors.items() if not key.startswith(TENSORS)}
 
 
+def refuse_gone_by(objective: Objective, position: dict[str, Any] | None, row: int) -> None:
+    """RequestError if the objective's stream, brought to where a checkpoint was saved, cannot go on at this row."""
+    stream = _stream(objective)
+    if stream is not None and position is not None:
+        stream.require_ahead(position, row)
+
+
 def close_stream(objective: Objective) -> None:
     """Have the objective's stream, if it has one, stop reading ahead; a row that waits for text is given up."""
     stream = _stream(objective)

@@ -19,8 +19,10 @@ def validation_sets(trainer: "Trainer") -> Sequence[tuple[str, range]]:
     overfit, objective = trainer.config.training.overfit_batches, trainer.objective
     if overfit is not None:
         return [("train", range(overfit * trainer.config.batch_rows))]
-    whole = [("val", range(objective.validation_rows))]
-    return getattr(objective, "validation_sets", None) or whole  # an objective of one's own may know of no sets
+    sets: Sequence[tuple[str, range]] = getattr(objective, "validation_sets", ())
+    if sum(len(rows) for _, rows in sets) == objective.validation_rows:
+        return sets
+    return [("val", range(objective.validation_rows))]  # an objective of one's own may have other rows, or no sets
 
 
 @torch.no_grad()
