@@ -161,7 +161,8 @@ def clean_stale(parent: Path, *, locked: bool = False, log: Callable[[str], None
             continue
         try:
             if match["kind"] == "old" and not os.path.lexists(parent / match["name"]):
-                recover_replaced(parent)
+                fs.rename(path, parent / match["name"])  # this one alone: others may be on their way
+                fs.sync_folder(parent)
             elif path.is_dir():
                 fs.remove_tree(path)
             else:

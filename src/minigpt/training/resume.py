@@ -11,7 +11,15 @@ from minigpt.storage import Checkpoint, atomic_write, discard_folder, list_check
 from minigpt.training.journal import RowJournal
 
 # Looking at a run, and saving it, never changes it. The text's own fingerprint is compared instead of where it lies.
-FREE = ("run.name", "data.train", "data.val", "data.workers", "data.store_cache_gb", "data.shard_tokens")
+FREE = (
+    "run.name",
+    "data.train",
+    "data.val",
+    "data.workers",
+    "data.store_cache_gb",
+    "data.shard_tokens",
+    "data.max_epochs",
+)
 FREE_SECTIONS = ("evaluation.", "checkpoint.", "loggers.", "callbacks.")
 OWN = "callbacks.own"  # unlike the package's, these may do anything
 
