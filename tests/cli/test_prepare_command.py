@@ -1,6 +1,7 @@
 """`minigpt data prepare` in parts, into a folder, and what it refuses."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,11 @@ def test_parts_into_a_folder_for_others(run, config: Path, tmp_path: Path, monke
                 f"tokenizer={{kind: file, path: {tmp_path / 'out' / 'tokenizer'}}}", "--json")  # fmt: skip
     assert again.json["splits"] == whole["splits"]
     people = run("data", "prepare", config, "--out", tmp_path / "out2").out.splitlines()
-    assert people[-1] == f"{tmp_path / 'out2'}: train on it with data.train={{shards: {tmp_path / 'out2'}}}"
+    folder, _, hint = people[-1].partition(": train on it with ")
+    assert folder == str(tmp_path / "out2")
+    assert run("data", "prepare", config, *shlex.split(hint), "--json").json["splits"] == whole["splits"]
+    without = run("data", "prepare", config, shlex.split(hint)[0]).complaint
+    assert "cannot be trained on token ids" in without and f"{tmp_path / 'out2' / 'tokenizer'}" in without
 
 
 def test_sources_of_a_mixture(run, config: Path, tmp_path: Path) -> None:

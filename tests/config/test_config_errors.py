@@ -210,6 +210,11 @@ def test_a_file_that_is_no_config(tmp_path, content, said):
     assert said in refusal(tmp_path / "c.yaml")
 
 
+@pytest.mark.parametrize("source", ["'hub:'", "{path: a.jsonl, field: ''}", "{shards: ''}", "{hub: ''}"])
+def test_an_empty_name_is_none(source):
+    assert "is not possible" in refusal("shakespeare-char", [f"data.train={source}"])
+
+
 def test_a_source_that_is_no_config(tmp_path):
     assert "did you mean shakespeare-char?" in refusal("shakespear-char")
     assert "is neither a file nor a preset" in refusal(tmp_path / "missing.yaml")

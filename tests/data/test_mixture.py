@@ -47,6 +47,14 @@ def test_a_block_has_the_shares_of_the_weights(weights: list[float], batch_rows:
         assert [sum(s == i for s, _ in second) for i in range(len(weights))] == counts
 
 
+@pytest.mark.filterwarnings("error")
+def test_weights_far_apart() -> None:
+    for weights in ([1e-9, 1e9], [1e-300, 1e300], [1e300, 1, 1e-300]):
+        rows = block_rows(weights, 16)
+        counts = block_counts(weights, rows)
+        assert sum(counts) == rows and min(counts) >= 1
+
+
 def _exact(weights: list[float], rows: int) -> bool:
     hundredths = [round(float(weight) * 100) for weight in weights]
     return all(weight * rows % sum(hundredths) == 0 for weight in hundredths)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from minigpt.config import DataConfig, RequestError, WorkError
-from minigpt.data import Prefetcher
+from minigpt.data import Prefetcher, stream_documents
 from minigpt.data.stream import StreamRows, open_stream
 from minigpt.tokenizer import Tokenizer
 
@@ -56,8 +56,21 @@ def test_shorter_than_a_window(bpe, cache) -> None:
 
 
 def test_everything_held_out(lines, bpe, cache) -> None:
-    assert "has 0 tokens to train on" in refused(lines, bpe, cache, rows=1, val_documents=30)
+    kept = refused(lines, bpe, cache, rows=1, val_documents=30)
+    assert kept.startswith("after the first data.val_documents=30, kept for validation, ")
+    assert "has 0 tokens to train on" in kept and kept.endswith("or fewer of these")
     assert "has 0 tokens to train on" in refused(lines, bpe, cache, rows=1, min_document_tokens=1000)
+
+
+def test_the_first_batch_of_tiny_documents_comes_soon(tmp_path, bpe, cache) -> None:
+    """However many of them make up a batch of characters, no more than some thousands are tokenized for a first row."""
+    path = tmp_path / "tiny.txt"
+    path.write_text("|".join(["a"] * 40_000))
+    unit = open_stream(
+        DataConfig.model_validate({"train": {"path": str(path), "separator": "|"}, "streaming": True}), bpe, cache
+    ).units[0]
+    batch = next(stream_documents._read(unit, stream_documents.Place(), threading.Event()))
+    assert 1000 < len(batch) < 20_000
 
 
 def test_what_needs_the_whole_text(lines, tmp_path, bpe, cache) -> None:

@@ -180,6 +180,18 @@ def test_gpt2_by_name(test_data: Callable[[str], Path]) -> None:
     assert build_tokenizer(config, lambda: []).fingerprint == load_gpt2(test_data("gpt2_bpe")).fingerprint
 
 
+def test_a_rank_file_for_gpt2(
+    small: tuple[dict[bytes, int], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gpt2 was published as other files, but its tokens are those of r50k_base."""
+    monkeypatch.setitem(ENCODINGS, "r50k_base", ENCODINGS["cl100k_base"])
+    monkeypatch.delitem(ENCODINGS, "cl100k_base")
+    file = tmp_path / "r50k_base.tiktoken"
+    file.write_bytes(small[1])
+    config = TokenizerConfig(kind="tiktoken", encoding="gpt2", path=str(file))
+    assert build_tokenizer(config, lambda: []).fingerprint == load_ranks(file).fingerprint
+
+
 def test_refused_files(small: tuple[dict[bytes, int], bytes], tmp_path: Path) -> None:
     _, content = small
     path = tmp_path / "cl100k_base.tiktoken"

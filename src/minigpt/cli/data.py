@@ -89,7 +89,8 @@ def prepare(
         if count:
             print(f"{name:<{width}} {count['tokens']:,} tokens in {_count(count['documents'], 'document')}")
     for folder in folders:
-        print(f"{folder}: train on it with data.train={{shards: {folder}}}")
+        own = f"tokenizer={{kind: file, path: {folder / 'tokenizer'}}}"
+        print(f"{folder}: train on it with data.train='{{shards: {folder}}}' {own!r}")
 
 
 @app.command("show", cls=Command)

@@ -35,9 +35,9 @@ class SourceConfig(Section):
     """The text itself."""
     url: str | None = None
     """An http(s) address, downloaded once into the cache; several as in a shell: part-{000..013}.jsonl, {a,b}.txt."""
-    hub: str | None = None
+    hub: str | None = Field(None, min_length=1)
     """A data set of the Hugging Face hub (owner/name), or a folder that the `datasets` library can load."""
-    shards: str | None = None
+    shards: str | None = Field(None, min_length=1)
     """A folder that `minigpt data prepare --out` wrote, here or in a store (s3://, gs://, https://)."""
     demo: Literal["stories", "dialogues"] | None = None
     """Text that minigpt generates itself."""

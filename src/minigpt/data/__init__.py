@@ -13,7 +13,7 @@ from minigpt.data.prepare import prepare, prepare_part
 from minigpt.data.prepared import PreparedData, PreparedSource
 from minigpt.data.show import describe
 from minigpt.data.sources import is_token_source, read_documents
-from minigpt.data.splits import SEPARATOR, iter_training_text
+from minigpt.data.splits import SEPARATOR, iter_training_text, require_text
 from minigpt.data.unit import Part
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "prepare_part",
     "read_documents",
     "require_new_folder",
+    "require_text",
     "settled_sources",
     "write_folders",
 ]

@@ -43,8 +43,8 @@ class PreparedData:
         """The training tokens of all sources, one after the other. RequestError when streaming: there are none."""
         if not self.sources:
             raise RequestError(
-                "data.streaming=true tokenizes while training, so there are no prepared tokens to look at: set it to "
-                "false here"
+                "data.streaming=true tokenizes while training, so there are no prepared tokens to look at: name "
+                "the text itself instead (minigpt eval: --data)"
             )
         return _whole([source.train for source in self.sources], "the training text")
 

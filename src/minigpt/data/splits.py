@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from minigpt.config import DataConfig, RequestError
+from minigpt.config import DataConfig, RequestError, SourceConfig
 from minigpt.data.download import Progress
 from minigpt.data.sampling import sample_texts
 from minigpt.data.sources import AnySource, Document, describe_sources, documents, is_token_source
@@ -106,10 +106,8 @@ def iter_training_text(
 def _training_text(
     data: DataConfig, cache: Path, separator: str | None, include_val: bool, on_progress: Progress | None
 ) -> Iterator[str]:
+    require_text(data)
     sources = training_sources(data)
-    for source in [*sources, *(data.val or [])]:
-        if is_token_source(source):
-            raise RequestError(f"a tokenizer cannot be trained on token ids ({describe_sources([source])}): give text")
     if include_val or data.val is not None:
         texts = [*sources, *(data.val or [])] if include_val else sources
         yield from (document.text for document in all_documents(texts, cache, separator, on_progress))
@@ -124,6 +122,18 @@ def _training_text(
             yield from (document.text for split, document in pairs if split == "train")
         else:
             yield from (document.text for document in found)
+
+
+def require_text(data: DataConfig) -> None:
+    """RequestError if a source holds token ids: no tokenizer can be trained on these."""
+    for source in [*training_sources(data), *(data.val or [])]:
+        if is_token_source(source):
+            shards = source.shards if isinstance(source, SourceConfig) else None
+            beside = f", {shards}/tokenizer (tokenizer.kind=file)" if shards else ""
+            raise RequestError(
+                f"a tokenizer cannot be trained on token ids ({describe_sources([source])}): set tokenizer.kind and "
+                f"tokenizer.path to the tokenizer that made them{beside}"
+            )
 
 
 def training_sources(data: DataConfig) -> list[AnySource]:

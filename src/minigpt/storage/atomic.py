@@ -152,12 +152,13 @@ def clean_stale(parent: Path, *, locked: bool = False, log: Callable[[str], None
     the moment: all are stale then. Otherwise only those whose process is gone and that nobody changed for an hour.
     """
     try:
-        entries = sorted(parent.iterdir())
+        names = os.listdir(parent)
     except FileNotFoundError:
         return
-    for path in entries:
-        match = _TEMPORARY.fullmatch(path.name)
-        if match is None or not (locked or _is_stale(path, int(match["pid"]))):
+    found = [match for name in names if name.startswith(".") and (match := _TEMPORARY.fullmatch(name))]
+    for match in sorted(found, key=lambda match: match.string):  # few of many: a cache may have thousands of entries
+        path = parent / match.string
+        if not (locked or _is_stale(path, int(match["pid"]))):
             continue
         try:
             if match["kind"] == "old" and not os.path.lexists(parent / match["name"]):

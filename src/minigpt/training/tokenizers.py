@@ -10,7 +10,7 @@ from pathlib import Path
 
 from minigpt.config import Config, RequestError, WorkError
 from minigpt.config.tokenizer import HUB_PREFIX, TRAINED
-from minigpt.data import Progress, iter_training_text
+from minigpt.data import Progress, iter_training_text, require_text
 from minigpt.data.download import AbsentError, DownloadError, download
 from minigpt.data.hub import ENDPOINT_VARIABLE, HUB, MIRROR_VARIABLE
 from minigpt.data.sources import identity
@@ -51,6 +51,7 @@ def make_tokenizer(config: Config, on_progress: Progress | None = None) -> Token
 
 def _trained_tokenizer(config: Config, on_progress: Progress | None) -> Tokenizer:
     cache, wanted, data = cache_dir(), config.tokenizer, config.data
+    require_text(data)
     key = {
         "format": 2,
         "tokenizer": wanted.model_dump(),
