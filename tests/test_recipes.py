@@ -23,8 +23,8 @@ from minigpt.cli import main
 from minigpt.config import load_config, resolved
 from minigpt.data import prepare
 from minigpt.data.demo import story
-from minigpt.data.mixture import make_mixture
-from minigpt.data.order import WindowOrder
+from minigpt.data.rows.mixture import make_mixture
+from minigpt.data.rows.order import WindowOrder
 from minigpt.training.setup import assemble
 from minigpt.training.tokenizers import GPT2_FILES, GPT2_URL, make_tokenizer
 
@@ -468,7 +468,7 @@ def test_dry_run_at_full_size(
 
 def test_a_site_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("MINIGPT_MIRROR", "http://127.0.0.1:9")
-    monkeypatch.setattr("minigpt.data.download.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("minigpt.data.reading.download.time.sleep", lambda seconds: None)
     assert main(["train", "fineweb-edu-10b", "tokenizer.kind=bpe", "training.compile=false"]) == 1
     said = capfd.readouterr().err
     assert said.count("\n") == 1 and "000_00000.parquet could not be downloaded, tried 5 times" in said

@@ -142,7 +142,8 @@ def test_every_number_can_be_set_to_its_default(key):
     needs = {"decay_fraction": ["schedule.kind=wsd"], "min_delta": ["callbacks.early_stopping.patience=1"],
              "max_new_tokens": ["callbacks.sample.every_steps=1"], "temperature": ["callbacks.sample.every_steps=1"],
              "vocab_size": ["tokenizer.kind=bpe"], "restart_positions": ["data.document_mask=true"],
-             "shuffle_buffer": ["data.streaming=true"], "store_cache_gb": ["data.train=s3://bucket/tokens"]}  # fmt: skip
+             "shuffle_buffer": ["data.streaming=true"],
+             "store_cache_gb": ["data.train=s3://bucket/tokens"]}  # fmt: skip
     overrides = [*needs.get(key.rpartition(".")[2], []), f"{key}={dump_yaml([default]).strip()[1:-1]}"]
     assert get(load_config({}, overrides)[0], key) == default
 

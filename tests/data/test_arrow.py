@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from minigpt.config import RequestError, SourceConfig
-from minigpt.data.fields import Fields
-from minigpt.data.parquet import arrow_texts, parquet_texts
-from minigpt.data.sources import Document, documents, read_documents
+from minigpt.data.reading.fields import Fields
+from minigpt.data.reading.parquet import arrow_texts, parquet_texts
+from minigpt.data.reading.sources import Document, documents, read_documents
 
 pa = pytest.importorskip("pyarrow")
 ipc = pytest.importorskip("pyarrow.ipc")

@@ -13,8 +13,8 @@ import pytest
 
 from minigpt.cli import main
 from minigpt.config import RequestError, SourceConfig, WorkError
-from minigpt.data.download import download
-from minigpt.data.sources import read_documents
+from minigpt.data.reading.download import download
+from minigpt.data.reading.sources import read_documents
 
 BODY = bytes(range(32, 127)) * 8000  # 760,000 bytes of ASCII
 SHA = hashlib.sha256(BODY).hexdigest()

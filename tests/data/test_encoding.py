@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from minigpt.config import RequestError
-from minigpt.data.encoding import AHEAD, encode_ordered
+from minigpt.data.preparing.encoding import AHEAD, encode_ordered
 from minigpt.tokenizer import CharTokenizer
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from minigpt.config import RequestError, SourceConfig, WorkError
-from minigpt.data import hub
-from minigpt.data.download import DownloadError, download
-from minigpt.data.sources import read_documents
+from minigpt.data.reading import hub
+from minigpt.data.reading.download import DownloadError, download
+from minigpt.data.reading.sources import read_documents
 
 BODY = b"One line of text.\n" * 20_000
 SHA = hashlib.sha256(BODY).hexdigest()
@@ -284,7 +284,7 @@ def test_a_host_that_cannot_be_reached_says_what_was_tried_and_what_to_do(
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         monkeypatch.setenv("MINIGPT_MIRROR", f"http://127.0.0.1:{unused.getsockname()[1]}")
-        monkeypatch.setattr("minigpt.data.download.time.sleep", lambda seconds: None)
+        monkeypatch.setattr("minigpt.data.reading.download.time.sleep", lambda seconds: None)
         with pytest.raises(WorkError) as caught:
             list(read_documents("https://huggingface.co" + PATH, tmp_path))
     message = str(caught.value)

@@ -24,9 +24,9 @@ import pytest
 import minigpt
 from minigpt.cli import main
 from minigpt.config import DataConfig, RequestError, SourceConfig, WorkError
-from minigpt.data.hub_datasets import hub_commit, hub_files, hub_identity
-from minigpt.data.own import settled_sources
-from minigpt.data.sources import documents, file_count, read_documents
+from minigpt.data.reading.hub_datasets import hub_commit, hub_files, hub_identity
+from minigpt.data.reading.own import settled_sources
+from minigpt.data.reading.sources import documents, file_count, read_documents
 
 datasets = pytest.importorskip("datasets")
 pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
@@ -217,7 +217,7 @@ def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
         silent.listen()
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
-        monkeypatch.setattr("minigpt.data.hub_datasets.TIMEOUT", 0.1)
+        monkeypatch.setattr("minigpt.data.reading.hub_datasets.TIMEOUT", 0.1)
         with pytest.raises(WorkError, match=rf"^owner/name could not be had from {address} \(.*timed out\): check the"):
             hub_files(SourceConfig(hub="owner/name"))
 
@@ -245,8 +245,8 @@ configs:
 ASK = """
 import json, sys, time
 from minigpt.config import DataConfig, SourceConfig
-from minigpt.data.hub_datasets import hub_files, hub_identity
-from minigpt.data.own import settled_sources
+from minigpt.data.reading.hub_datasets import hub_files, hub_identity
+from minigpt.data.reading.own import settled_sources
 for keys in json.loads(sys.argv[1]):
     begin = time.monotonic()
     try:

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from minigpt.config import DataConfig, RequestError
-from minigpt.data.mixture import BLOCK_ROWS, Mixture, block_counts, block_rows, make_mixture
-from minigpt.data.names import source_names
+from minigpt.data.rows.mixture import BLOCK_ROWS, Mixture, block_counts, block_rows, make_mixture
+from minigpt.data.rows.names import source_names
 
 WEIGHTS = st.lists(st.one_of(st.integers(1, 400), st.decimals("0.01", "50", places=2)), min_size=1, max_size=6)
 

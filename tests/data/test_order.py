@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt.config import RequestError
-from minigpt.data.order import ROUNDS, Permutation, WindowOrder, _keys
+from minigpt.data.rows.order import ROUNDS, Permutation, WindowOrder, _keys
 
 SEEDS = st.integers(-(2**70), 2**70)
 

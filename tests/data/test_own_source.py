@@ -192,7 +192,7 @@ def test_an_identity_that_is_no_json(tmp_path: Path, cache: Path) -> None:
 
 
 def test_the_example_in_the_documentation_of_the_class(tmp_path: Path, cache: Path) -> None:
-    import minigpt.data.own as own
+    import minigpt.data.reading.own as own
 
     example = own.__doc__.split("    class ", 1)[1].split("\n\n`data.train=")[0]
     lines = ["from collections.abc import Iterator", "from minigpt.config import Section", "from minigpt.data import *"]

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from minigpt.data.best_fit import EMPTY, Layout, best_fit, filled_up
-from minigpt.data.packing import DocumentPacking
+from minigpt.data.rows.best_fit import EMPTY, Layout, best_fit, filled_up
+from minigpt.data.rows.packing import DocumentPacking
 
 DOCUMENTS = st.lists(st.integers(0, 40), min_size=1, max_size=60)
 

@@ -8,7 +8,7 @@ import pytest
 
 from minigpt.config import DataConfig, RequestError, SourceConfig
 from minigpt.data import prepare
-from minigpt.data.sources import read_documents
+from minigpt.data.reading.sources import read_documents
 from minigpt.tokenizer import Tokenizer
 
 pa = pytest.importorskip("pyarrow")
@@ -121,8 +121,8 @@ MEASURE = """
 import sys
 import pyarrow
 from pathlib import Path
-from minigpt.data.fields import Fields
-from minigpt.data.parquet import parquet_texts
+from minigpt.data.reading.fields import Fields
+from minigpt.data.reading.parquet import parquet_texts
 
 count = sum(len(text) for _, text in parquet_texts(Path(sys.argv[1]), Fields()))
 print(count, pyarrow.default_memory_pool().max_memory())

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from minigpt.config import DataConfig, RequestError
-from minigpt.data import iter_training_text, prepare, unit
-from minigpt.data.splits import SEPARATOR
+from minigpt.data import iter_training_text, prepare
+from minigpt.data.preparing import unit
+from minigpt.data.preparing.splits import SEPARATOR
 from minigpt.tokenizer import CharTokenizer, Tokenizer, load_gpt2
 
 TEXT = "To be, or not to be, that is the question:\nWhether 'tis nobler in the mind to suffer\n" * 40

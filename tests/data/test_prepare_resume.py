@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from minigpt.config import DataConfig
-from minigpt.data import Part, blocks, cached, prepare, prepare_part, unit
-from minigpt.data.download import DownloadError
+from minigpt.data import Part, prepare, prepare_part
+from minigpt.data.preparing import blocks, cached, unit
+from minigpt.data.reading.download import DownloadError
 from minigpt.tokenizer import Tokenizer
 
 WORDS = ["to", "be", "or", "not", "that", "is", "the", "question", "nobler", "in", "mind", "suffer"]
@@ -248,7 +249,8 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from minigpt.config import DataConfig
-from minigpt.data import blocks, prepare
+from minigpt.data import prepare
+from minigpt.data.preparing import blocks
 from minigpt.tokenizer import load_gpt2
 
 blocks.BLOCK_CHARACTERS = 50_000

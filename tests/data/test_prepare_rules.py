@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from minigpt.config import DataConfig, RequestError, WorkError
-from minigpt.data import blocks, duplicates, long_text, prepare, prepare_part, text, unit, write_folders
-from minigpt.data.sources import Document
+from minigpt.data import prepare, prepare_part, write_folders
+from minigpt.data.preparing import blocks, duplicates, long_text, unit
+from minigpt.data.reading import text
+from minigpt.data.reading.sources import Document
 from minigpt.tokenizer import CharTokenizer, Tokenizer
 
 LONG = "to be or not to be that is the question "

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from minigpt.config import DataConfig, RequestError
 from minigpt.data.dataset import TokenDataset
-from minigpt.data.masks import IGNORED, PADDING
-from minigpt.data.order import WindowOrder
 from minigpt.data.prepared import PreparedData, PreparedSource
-from minigpt.data.rows import TrainingRows, ValidationRows, make_rows
+from minigpt.data.rows.masks import IGNORED, PADDING
+from minigpt.data.rows.order import WindowOrder
+from minigpt.data.rows.training_rows import TrainingRows, ValidationRows, make_rows
 
 EOT = 0
 LENGTH = 8

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from minigpt.config import DataConfig
 from minigpt.data import iter_training_text
-from minigpt.data.sampling import sample_texts
+from minigpt.data.preparing.sampling import sample_texts
 
 
 @settings(max_examples=60, deadline=None)

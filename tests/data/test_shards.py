@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt.config import RequestError
-from minigpt.data import memo
 from minigpt.data.dataset import TokenDataset, token_dtype
-from minigpt.data.shards import HEADER_BYTES, CorruptShardError, ShardWriter, TokenShard
-from minigpt.data.token_files import open_tokens, scan
+from minigpt.data.preparing.shards import HEADER_BYTES, CorruptShardError, ShardWriter, TokenShard
+from minigpt.data.preparing.token_files import open_tokens, scan
+from minigpt.data.reading import memo
 
 
 def write_shards(folder: Path, documents: list[list[int]], vocab_size: int, shard_tokens: int, piece: int = 5):
@@ -195,7 +195,7 @@ def test_token_files_that_are_none(name: str, content: bytes, dtype: str | None,
 
 
 def test_ids_outside_the_vocabulary_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minigpt.data.token_files.SCAN_TOKENS", 4)
+    monkeypatch.setattr("minigpt.data.preparing.token_files.SCAN_TOKENS", 4)
     ids = np.array([1, 2, 3, 4, 5, 6, 300, 400], "<u2")
     ids.tofile(tmp_path / "a.bin")
     with pytest.raises(RequestError, match=r"holds id 300 at position 6, but the vocabulary has 300 ids"):

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from minigpt.config import DataConfig
 from minigpt.data import describe, prepare
-from minigpt.data.lengths import MAX_BINS, bin_edges
-from minigpt.data.masks import IGNORED
-from minigpt.data.rows import make_rows
-from minigpt.data.windows import token_texts
+from minigpt.data.rows.masks import IGNORED
+from minigpt.data.rows.training_rows import make_rows
+from minigpt.data.showing.lengths import MAX_BINS, bin_edges
+from minigpt.data.showing.windows import token_texts
 from minigpt.tokenizer import CharTokenizer, Tokenizer
 
 LETTERS = "abcdefghij é\n"
@@ -65,7 +65,7 @@ def test_counts_of_documents_tokens_and_bytes(tmp_path: Path, cache: Path, bpe: 
 def test_of_a_long_text_the_beginning_is_counted(
     tmp_path: Path, cache: Path, letters: CharTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minigpt.data.show.SCAN_TOKENS", 100)
+    monkeypatch.setattr("minigpt.data.showing.show.SCAN_TOKENS", 100)
     path = jsonl(tmp_path / "a.jsonl", ["aaaaa"] * 30 + ["éé"] * 30)
     found = describe(DataConfig.model_validate({"train": str(path), "val_fraction": 0}), letters, cache)
     train = found["splits"]["train"]

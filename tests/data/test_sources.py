@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt.config import RequestError, SourceConfig
-from minigpt.data import sources, text
-from minigpt.data.sources import is_token_source, read_documents
-from minigpt.data.text import split_documents
+from minigpt.data.reading import sources, text
+from minigpt.data.reading.sources import is_token_source, read_documents
+from minigpt.data.reading.text import split_documents
 
 SEPARATOR = "<|endoftext|>"
 

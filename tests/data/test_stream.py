@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minigpt.config import DataConfig
-from minigpt.data import stream_documents, stream_rows
-from minigpt.data.stream import StreamRows, StreamState, open_stream
+from minigpt.data.streaming import documents as stream_documents
+from minigpt.data.streaming import source_rows as stream_rows
+from minigpt.data.streaming.stream import StreamRows, StreamState, open_stream
 from minigpt.tokenizer import Tokenizer
 
 C = 8

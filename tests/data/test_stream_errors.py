@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from minigpt.config import DataConfig, RequestError, WorkError
-from minigpt.data import Prefetcher, stream_documents
-from minigpt.data.stream import StreamRows, open_stream
+from minigpt.data import Prefetcher
+from minigpt.data.streaming import documents as stream_documents
+from minigpt.data.streaming.stream import StreamRows, open_stream
 from minigpt.tokenizer import Tokenizer
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from minigpt.config import DataConfig, RequestError
 from minigpt.data import prepare
-from minigpt.data.rows import make_rows
-from minigpt.data.stream import open_stream
+from minigpt.data.rows.training_rows import make_rows
+from minigpt.data.streaming.stream import open_stream
 from minigpt.tokenizer import Tokenizer
 
 DOCUMENT = st.text("ab c\n", max_size=25)

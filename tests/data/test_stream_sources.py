@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from minigpt.config import DataConfig
-from minigpt.data.stream import open_stream
+from minigpt.data.streaming.stream import open_stream
 
 DOCUMENTS = [f"document {number}: to be or not to be, {'that is ' * (number % 5)}the question" for number in range(40)]
 

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt.config import DataConfig, RequestError, SourceConfig
-from minigpt.data import text as text_module
-from minigpt.data.fields import Fields
-from minigpt.data.sources import Document, documents, file_count, identity, read_documents, source_files
-from minigpt.data.splits import iter_training_text
-from minigpt.data.tables import csv_texts, tsv_texts
+from minigpt.data.preparing.splits import iter_training_text
+from minigpt.data.reading import text as text_module
+from minigpt.data.reading.fields import Fields
+from minigpt.data.reading.sources import Document, documents, file_count, identity, read_documents, source_files
+from minigpt.data.reading.tables import csv_texts, tsv_texts
 
 SEPARATOR = "<|endoftext|>"
 

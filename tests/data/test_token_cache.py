@@ -12,8 +12,8 @@ import pytest
 
 from minigpt.config import DataConfig, RequestError, WorkError
 from minigpt.data import prepare
-from minigpt.data import shards as shards_module
-from minigpt.data.encoding import encode_arrays
+from minigpt.data.preparing import shards as shards_module
+from minigpt.data.preparing.encoding import encode_arrays
 from minigpt.tokenizer import CharTokenizer, Tokenizer
 
 TEXT = "To be, or not to be, that is the question:\nWhether 'tis nobler in the mind to suffer\n" * 40

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from minigpt.config import DataConfig
 from minigpt.data.dataset import TokenDataset
-from minigpt.data.masks import IGNORED, PADDING
 from minigpt.data.prepared import PreparedData, PreparedSource
-from minigpt.data.rows import TrainingRows, make_rows
+from minigpt.data.rows.masks import IGNORED, PADDING
+from minigpt.data.rows.training_rows import TrainingRows, make_rows
 from minigpt.model import GPT
 from minigpt.objectives import PretrainObjective, stack
 

@@ -219,7 +219,7 @@ def test_what_the_hub_does_not_give(
 ) -> None:
     web.status = status
     if status != 404:  # the hub's own address, since the token is for it alone
-        monkeypatch.setattr("minigpt.data.download.is_hub", lambda url: True)
+        monkeypatch.setattr("minigpt.data.reading.download.is_hub", lambda url: True)
     with pytest.raises(RequestError, match=sentence) as told:
         make_tokenizer(config_of(kind="file", path="hub:owner/name"))
     assert "\n" not in str(told.value)

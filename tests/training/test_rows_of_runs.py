@@ -9,7 +9,7 @@ import pytest
 
 from minigpt.config import DataConfig, RequestError
 from minigpt.data import prepare
-from minigpt.data.out import write_folders
+from minigpt.data.preparing.out import write_folders
 from minigpt.tokenizer import CharTokenizer
 
 DOCUMENTS = {"text": "".join(f"{w * n}<|endoftext|>" for n, w in enumerate(["bead ", "cab ", "hag ebb "] * 7, start=1))}

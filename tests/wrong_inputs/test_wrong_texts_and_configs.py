@@ -91,7 +91,7 @@ def validation_missing(w):
 
 @case(1, "127.0.0.1:9")
 def address_that_nobody_serves(w):
-    from minigpt.data import download
+    from minigpt.data.reading import download
 
     w.patch.setattr(download.time, "sleep", lambda seconds: None)
     return w.train(data="http://127.0.0.1:9/text.txt")

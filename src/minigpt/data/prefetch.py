@@ -2,7 +2,7 @@
 
 Steps are made in order, each once, by one thread. With prepared data what is made depends on the step alone, so that
 a checkpoint has nothing to keep: a run that resumes at step `s` starts a prefetcher at `s`. The batches of a stream
-carry its state with them (data/stream.py).
+carry its state with them (streaming/stream.py).
 """
 
 import queue

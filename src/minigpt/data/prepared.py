@@ -8,7 +8,7 @@ from minigpt.config import RequestError
 from minigpt.data.dataset import TokenDataset, joined
 
 if TYPE_CHECKING:
-    from minigpt.data.stream import TrainingStream
+    from minigpt.data.streaming.stream import TrainingStream
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from minigpt.data.masks import IGNORED, Row
+from minigpt.data.rows.masks import IGNORED, Row
 
 Batch = dict[str, Tensor]
 

@@ -6,7 +6,7 @@ from typing import Any
 from minigpt.config import Config, RequestError
 from minigpt.config.extension import build, load_class
 from minigpt.data import PreparedData
-from minigpt.data.rows import ValidationRows, make_rows
+from minigpt.data.rows.training_rows import ValidationRows, make_rows
 from minigpt.objectives.base import Objective
 from minigpt.objectives.pretrain import PretrainObjective
 from minigpt.tokenizer import Tokenizer

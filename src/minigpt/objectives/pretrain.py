@@ -7,16 +7,16 @@ from torch import Tensor, nn
 
 from minigpt.config import DataConfig
 from minigpt.data import TokenDataset
-from minigpt.data.masks import IGNORED, Row
-from minigpt.data.rows import TrainingRows, ValidationRows, plain_rows
-from minigpt.data.stream import StreamRows
+from minigpt.data.rows.masks import IGNORED, Row
+from minigpt.data.rows.training_rows import TrainingRows, ValidationRows, plain_rows
+from minigpt.data.streaming.stream import StreamRows
 from minigpt.objectives.base import Batch, valid_targets
 from minigpt.optim import parameter_groups
 from minigpt.tokenizer import Tokenizer
 
 
 class Rows(Protocol):
-    """Training rows: `minigpt.data.rows.TrainingRows`, or `StreamRows` where they are tokenized while training."""
+    """Training rows: `TrainingRows`, or `StreamRows` where they are tokenized while training."""
 
     names: tuple[str, ...]
     rows_per_epoch: int

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from minigpt.config import Config
-from minigpt.data.stream import StreamState
+from minigpt.data.streaming.stream import StreamState
 from minigpt.objectives import IGNORED, Batch, Objective, Row, stack, valid_targets
 from minigpt.training.streams import stream_state
 

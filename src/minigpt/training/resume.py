@@ -6,7 +6,7 @@ from typing import Any
 
 from minigpt.config import Config, RequestError, config_yaml, load_config, resolved
 from minigpt.config.extension import portable
-from minigpt.data.names import source_names
+from minigpt.data.rows.names import source_names
 from minigpt.storage import Checkpoint, atomic_write, discard_folder, list_checkpoints, load_latest
 from minigpt.training.journal import RowJournal
 

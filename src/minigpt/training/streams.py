@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minigpt.data.stream import StreamRows, StreamState
+from minigpt.data.streaming.stream import StreamRows, StreamState
 from minigpt.objectives import Objective
 
 TENSORS = "stream:"  # begins the names of a stream's tensors among the optimizer's

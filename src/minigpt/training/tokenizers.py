@@ -11,9 +11,9 @@ from pathlib import Path
 from minigpt.config import Config, RequestError, WorkError
 from minigpt.config.tokenizer import HUB_PREFIX, TRAINED
 from minigpt.data import Progress, iter_training_text, require_text
-from minigpt.data.download import AbsentError, DownloadError, download
-from minigpt.data.hub import ENDPOINT_VARIABLE, HUB, MIRROR_VARIABLE
-from minigpt.data.sources import identity
+from minigpt.data.reading.download import AbsentError, DownloadError, download
+from minigpt.data.reading.hub import ENDPOINT_VARIABLE, HUB, MIRROR_VARIABLE
+from minigpt.data.reading.sources import identity
 from minigpt.storage import atomic_folder, cache_dir, cache_entry_lock, resolve_model
 from minigpt.tokenizer import Tokenizer, build_tokenizer, load_tokenizer
 from minigpt.tokenizer.tiktoken_ranks import ENCODINGS, SUFFIX, rank_file_url

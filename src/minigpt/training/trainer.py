@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from minigpt.config import Config, WorkError
 from minigpt.data import Prefetcher
-from minigpt.data.stream import StreamState
+from minigpt.data.streaming.stream import StreamState
 from minigpt.model import GPT
 from minigpt.objectives import Batch, Objective
 from minigpt.optim import learning_rate, load_optimizer_tensors, make_optimizer, optimizer_tensors

@@ -11,10 +11,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from minigpt.data import remote
-from minigpt.data.folder import META, FolderMeta, ShardEntry, SplitEntry
-from minigpt.data.shard_cache import ShardCache
-from minigpt.data.shards import ShardWriter, TokenShard
+from minigpt.data.preparing.folder import META, FolderMeta, ShardEntry, SplitEntry
+from minigpt.data.preparing.shards import ShardWriter, TokenShard
+from minigpt.data.stores import remote
+from minigpt.data.stores.shard_cache import ShardCache
 
 EOT = 0
 VOCABULARY = 300

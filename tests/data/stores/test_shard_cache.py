@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from minigpt.config import WorkError
-from minigpt.data import shard_cache
-from minigpt.data.shard_cache import ShardCache
-from minigpt.data.stores import open_shards
+from minigpt.data.stores import shard_cache
+from minigpt.data.stores.open_shards import open_shards
+from minigpt.data.stores.shard_cache import ShardCache
 
 
 @pytest.fixture
@@ -85,8 +85,8 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from types import SimpleNamespace
-from minigpt.data.shard_cache import ShardCache
-from minigpt.data.stores import open_shards
+from minigpt.data.stores.shard_cache import ShardCache
+from minigpt.data.stores.open_shards import open_shards
 address, cache, limit = sys.argv[1:]
 tokenizer = SimpleNamespace(fingerprint="fp", vocab_size=300)
 dataset = open_shards(address, tokenizer, ShardCache(Path(cache), int(limit)))["all"]
@@ -264,8 +264,8 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
-from minigpt.data.shard_cache import ShardCache
-from minigpt.data.stores import open_shards
+from minigpt.data.stores.shard_cache import ShardCache
+from minigpt.data.stores.open_shards import open_shards
 address, cache, limit, seed = sys.argv[1:]
 tokenizer = SimpleNamespace(fingerprint="fp", vocab_size=300)
 dataset = open_shards(address, tokenizer, ShardCache(Path(cache), int(limit)))["all"]

@@ -13,15 +13,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minigpt.config import DataConfig, RequestError, WorkError
-from minigpt.data import remote
 from minigpt.data.dataset import TokenDataset
-from minigpt.data.download import DownloadError
-from minigpt.data.order import WindowOrder
-from minigpt.data.out import write_folders
-from minigpt.data.prepare import prepare
-from minigpt.data.shard_cache import ShardCache
-from minigpt.data.shards import CorruptShardError
-from minigpt.data.stores import open_shards
+from minigpt.data.preparing.out import write_folders
+from minigpt.data.preparing.prepare import prepare
+from minigpt.data.preparing.shards import CorruptShardError
+from minigpt.data.reading.download import DownloadError
+from minigpt.data.rows.order import WindowOrder
+from minigpt.data.stores import remote
+from minigpt.data.stores.open_shards import open_shards
+from minigpt.data.stores.shard_cache import ShardCache
 from minigpt.tokenizer import CharTokenizer
 
 

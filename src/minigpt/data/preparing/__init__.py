@@ -1,0 +1,1 @@
+"""From documents to shards of token ids, once, on all cores, resumable."""

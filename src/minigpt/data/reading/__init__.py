@@ -1,0 +1,1 @@
+"""From files, addresses and data sets to documents."""

@@ -1,0 +1,1 @@
+"""From token ids to the rows that a step trains on: order, mixture, packing, masks."""

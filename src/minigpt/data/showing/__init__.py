@@ -1,0 +1,1 @@
+"""What a model will be fed, for people to look at."""

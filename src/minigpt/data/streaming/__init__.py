@@ -1,0 +1,1 @@
+"""Training straight from documents, for text too large to prepare."""
