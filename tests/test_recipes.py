@@ -258,6 +258,7 @@ def test_tinystories(web: Web, minigpt: Callable[..., str]) -> None:
         assert tokenizer.decode(part.tokens(0, len(part)).tolist()) == "".join(f"{text}<|endoftext|>" for text in found)
 
 
+@pytest.mark.slow
 def test_redpajama(web: Web, gpt2: None, minigpt: Callable[..., str]) -> None:
     for number, url in enumerate(addresses("redpajama-sample")):
         rows = [
@@ -408,6 +409,7 @@ def test_wikitext_is_the_running_text_again(
         assert tokenizer.decode(part.tokens(0, len(part)).tolist()) == "".join(LINES * times)
 
 
+@pytest.mark.slow
 def test_gutenberg_is_books_in_english(web: Web, gpt2: None, hub: dict[str, str], minigpt: Callable[..., str]) -> None:
     overrides = [*from_folders("gutenberg", hub), "data.val_fraction=0.3"]
     check_run(minigpt, "gutenberg", overrides)
@@ -416,7 +418,7 @@ def test_gutenberg_is_books_in_english(web: Web, gpt2: None, hub: dict[str, str]
     assert text.count("<|endoftext|>") == 8
 
 
-@pytest.mark.parametrize("preset", ["c4-mixture", "two-stage"])
+@pytest.mark.parametrize("preset", ["c4-mixture", pytest.param("two-stage", marks=pytest.mark.slow)])
 def test_mixtures_are_read_while_they_train(
     preset: str, web: Web, gpt2: None, hub: dict[str, str], minigpt: Callable[..., str]
 ) -> None:

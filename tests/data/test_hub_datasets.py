@@ -464,6 +464,7 @@ def test_what_a_hub_refuses(name: str, answers: dict[str, Any]) -> None:
     assert "\n" not in answer["said"] and answer["seconds"] < 10
 
 
+@pytest.mark.slow
 def test_without_the_hub_the_librarys_copy_is_read_if_it_is_the_one(
     answers: dict[str, Any], hub: Hub, home: Path
 ) -> None:

@@ -64,6 +64,7 @@ def test_special_token_only_when_asked_for(gpt2: HuggingFaceTokenizer) -> None:
     assert gpt2.decode([505, 50256, 11545], skip_special=True) == "onetwo"
 
 
+@pytest.mark.slow
 def test_save_and_load_again(gpt2: HuggingFaceTokenizer, test_data: Callable[[str], Path], tmp_path: Path) -> None:
     gpt2.save(tmp_path)
     for name in ("encoder.json", "vocab.bpe"):

@@ -33,7 +33,7 @@ def settings(tokenizer: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("kind", ["unigram", "sentencepiece-bpe"])
+@pytest.mark.parametrize("kind", [pytest.param("unigram", marks=pytest.mark.slow), "sentencepiece-bpe"])
 def test_a_run_with_a_trained_model(kind: str, tmp_path: Path) -> None:
     result = minigpt.train(settings({"kind": kind, "vocab_size": 300}), run_dir=tmp_path / "run")
     assert result.exit_status == 0

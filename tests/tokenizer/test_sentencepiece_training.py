@@ -66,6 +66,7 @@ def test_vocabulary(kind: Kind, tmp_path: Path) -> None:
     assert load_tokenizer(tmp_path).fingerprint == tokenizer.fingerprint
 
 
+@pytest.mark.slow
 def test_counting_words_first_learns_what_the_package_learns_from_the_text(
     test_data: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -110,9 +110,8 @@ def test_the_rule_that_splits_text(name: str, built: dict[str, Any], monkeypatch
     assert ours._fast is not None
 
 
-@pytest.mark.parametrize(
-    ("name", "tokens"), [pytest.param("r50k_base", 50256, marks=pytest.mark.slow), ("p50k_base", 50280)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "tokens"), [("r50k_base", 50256), ("p50k_base", 50280)])
 def test_real_rank_files(
     name: str, tokens: int, test_data: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

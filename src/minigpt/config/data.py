@@ -64,7 +64,7 @@ class DataConfig(Section):
     min_document_tokens: int | None = Field(None, ge=1)
     """Leave out documents of fewer tokens."""
     deduplicate: bool = False
-    """Leave out documents whose text has come before, to the letter."""
+    """Leave out documents whose text has come before, to the letter; in a mixture, within each source."""
     streaming: bool = False
     """Tokenize while training instead of before, for text too large to prepare."""
     shuffle_buffer: int = Field(10_000, ge=1)
