@@ -67,6 +67,7 @@ def main(arguments: list[str]) -> int:
     checks = [["pytest", *arguments[1:]]]
     if arguments[0] == "check":
         checks = [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], *checks]
+        checks.append(["pytest", "-m", "slow", "tests/test_notebook.py"])  # half a minute that the tests do without
     for check in checks:
         status = subprocess.run([PYTHON, "-m", *check], cwd=ROOT).returncode
         if status:

@@ -73,6 +73,7 @@ def found(executed: Any) -> dict[str, Any]:
     return json.loads(printed(executed.cells[-1]).split("PROBE")[1])
 
 
+@pytest.mark.slow
 def test_every_cell_runs_and_none_complains(executed: Any) -> None:
     code = [cell for cell in executed.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
@@ -82,12 +83,14 @@ def test_every_cell_runs_and_none_complains(executed: Any) -> None:
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 6
 
 
+@pytest.mark.slow
 def test_it_writes_to_a_temporary_folder_only(executed: Any, found: dict[str, Any]) -> None:
     folder = Path(executed.metadata["folder"])
     assert Path(found["folder"]).parent == folder
     assert not Path(found["folder"]).exists(), "and takes it away"
 
 
+@pytest.mark.slow
 def test_the_killed_run_ends_in_the_same_weights(executed: Any) -> None:
     cell = next(cell for cell in executed.cells if "reproducible(" in cell.source)
     sums = dict(re.findall(r"^(whole|stopped) +([0-9a-f]{64})$", printed(cell), re.MULTILINE))
@@ -95,6 +98,7 @@ def test_the_killed_run_ends_in_the_same_weights(executed: Any) -> None:
     assert "going on from step 80 of 240" in printed(cell)
 
 
+@pytest.mark.slow
 def test_what_it_shows_is_so(found: dict[str, Any]) -> None:
     assert found["layers_and_heads"] == [2, 4]
     assert found["row_sums"] == pytest.approx([1, 1], abs=1e-5)

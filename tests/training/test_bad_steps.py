@@ -148,7 +148,7 @@ def test_after_enough_restorations_it_stops_with_a_report(tmp_path, kit, poison)
         kit.train(settings, tmp_path)
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3))])
 def test_killed_amid_bad_steps(tmp_path, kit, chaos, killed, poison, part):
     """Two restorations (one to the start), and between them a bad step that is only skipped; killed on the way."""
     poison([1, 6, 22, 41, 45])
