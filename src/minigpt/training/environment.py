@@ -54,7 +54,10 @@ def session(step: int, max_steps: int | None = None, device: torch.device | str 
             "memory_gb": memory_gb(),
             "gpu": gpu_name(torch.device(device)),
         },
-        "versions": {"python": platform.python_version()} | {name: _installed(name) for name in PACKAGES},
+        # torch's own word names its build (+cpu, +cu130), which the installed package's version may leave out
+        "versions": {"python": platform.python_version()}
+        | {name: _installed(name) for name in PACKAGES}
+        | {"torch": torch.__version__},
         "git": git_state(Path.cwd()),
     }
 
