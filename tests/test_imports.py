@@ -15,10 +15,11 @@ LEVELS = [
     {"config"},
     {"model", "tokenizer", "optim"},
     {"storage"},
+    {"interop"},
     {"data", "inference"},
     {"objectives", "evaluation"},
     {"training"},
-    {"reporting", "interop", "serving"},
+    {"reporting", "serving"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

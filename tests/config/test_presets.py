@@ -10,7 +10,7 @@ NANOGPT_CPU = {
     "schedule.warmup_steps": 100, "schedule.kind": "cosine", "optimizer.betas": [0.9, 0.99], "optimizer.name": "adamw",
     "optimizer.weight_decay": 0.1, "training.grad_clip": 1.0, "tokenizer.kind": "char", "data.val_fraction": 0.1,
     "model.norm": "layernorm", "model.position": "learned", "model.mlp": "gelu", "model.bias": False,
-    "model.tie_embeddings": True, "model.qk_norm": False,
+    "model.tie_embeddings": True, "model.qk_norm": "none",
 }  # fmt: skip
 GPT2 = {
     "model.n_layer": 12, "model.n_head": 12, "model.n_embd": 768, "model.context_length": 1024,
@@ -19,7 +19,7 @@ GPT2 = {
     "model.norm": "layernorm", "model.position": "learned", "model.mlp": "gelu_tanh", "model.norm_eps": 1e-5,
 }  # fmt: skip
 DEFAULTS = {
-    "model.norm": "rmsnorm", "model.position": "rope", "model.mlp": "swiglu", "model.qk_norm": True,
+    "model.norm": "rmsnorm", "model.position": "rope", "model.mlp": "swiglu", "model.qk_norm": "head",
     "model.bias": False,
 }  # fmt: skip
 DEFAULT_FAMILY = DEFAULTS | {

@@ -102,8 +102,7 @@ def ineffective(config: Config) -> dict[str, str]:
     def rule(condition: bool, reason: str, *keys: str) -> None:
         off.update({key: reason for key in keys if condition})
 
-    rule(model.position != "rope", "model.position=learned has no rotation",
-         "model.rope_theta", "model.partial_rotary_factor")  # fmt: skip
+    _model_rules(model, rule)
     _data_rules(data, rule)
     rule(tokenizer.kind != "bpe", f"tokenizer.kind={tokenizer.kind} trains no byte-level BPE", "tokenizer.pattern")
     rule(tokenizer.kind == "char" or tokenizer.kind not in TRAINED,
@@ -137,8 +136,46 @@ def ineffective(config: Config) -> dict[str, str]:
          "loggers.trackio.project")  # fmt: skip
     rule(not loggers.show_histograms, "no logger that shows histograms (TensorBoard, ...) is on",
          "loggers.histograms_every_steps")  # fmt: skip
-    rule(model.init_from is not None, "model.init_from gives the initial weights", "model.init_std")
     return off
+
+
+def _model_rules(model: ModelConfig, rule: Callable[..., None]) -> None:
+    """What can have no effect in the section `model`."""
+    scaling, moe = model.rope_scaling, model.moe
+    rule(model.position != "rope", "model.position=learned has no rotation",
+         "model.rope_theta", "model.rope_local_theta", "model.partial_rotary_factor",
+         *_keys("model.rope_scaling", scaling))  # fmt: skip
+    rule(model.attention != "standard", "model.attention=latent makes every head's keys and values from one vector",
+         "model.n_kv_head", "model.partial_rotary_factor", "model.qk_norm")  # fmt: skip
+    rule(model.attention != "latent", f"model.attention={model.attention} is not latent attention",
+         *_keys("model.latent", model.latent))  # fmt: skip
+    rule(model.attention_window is None, "model.attention_window=null lets every layer see everything",
+         "model.window_pattern", "model.rope_local_theta")  # fmt: skip
+    rule("S" not in model.window_pattern, f"model.window_pattern={model.window_pattern} has no short window",
+         "model.attention_window", "model.rope_local_theta")  # fmt: skip
+    rule(scaling.kind == "none", "model.rope_scaling.kind=none scales nothing",
+         *_keys("model.rope_scaling", scaling, "kind"))  # fmt: skip
+    rule(scaling.kind not in ("yarn", "llama3"), f"model.rope_scaling.kind={scaling.kind} does not ask for it",
+         "model.rope_scaling.original_context")  # fmt: skip
+    rule(scaling.kind != "yarn", f"model.rope_scaling.kind={scaling.kind} is not yarn",
+         *(f"model.rope_scaling.{key}" for key in ("beta_fast", "beta_slow", "attention_factor")))  # fmt: skip
+    rule(scaling.kind != "llama3", f"model.rope_scaling.kind={scaling.kind} is not llama3",
+         "model.rope_scaling.low_freq_factor", "model.rope_scaling.high_freq_factor")  # fmt: skip
+    rule(moe.n_expert == 0, "model.moe.n_expert=0 is a dense model", *_keys("model.moe", moe, "n_expert"))
+    rule(moe.n_shared == 0, "model.moe.n_shared=0 has no shared experts", "model.moe.shared_gate")
+    rule(moe.balance != "loss", f"model.moe.balance={moe.balance} has no auxiliary loss", "model.moe.balance_weight")
+    rule(moe.balance != "bias", f"model.moe.balance={moe.balance} has no bias", "model.moe.balance_rate")
+    every_layer = all(model.has_experts(layer) for layer in range(model.n_layer))
+    rule(every_layer and moe.n_inner is not None, "every layer has experts of model.moe.n_inner", "model.n_inner")
+    rule(model.norm == "rmsnorm", "model.norm=rmsnorm has no biases", "model.norm_bias")
+    rule(not model.norm_weight, "model.norm_weight=false leaves normalisations nothing to train", "model.norm_bias")
+    rule(model.tie_embeddings, "model.tie_embeddings=true has no head of its own", "model.init_head_std")
+    rule(model.init_from is not None, "model.init_from gives the initial weights",
+         "model.init_std", "model.init_residual", "model.init_head_std")  # fmt: skip
+
+
+def _keys(prefix: str, section: Section, *but: str) -> list[str]:
+    return [f"{prefix}.{key}" for key in type(section).model_fields if key not in but]
 
 
 def _data_rules(data: DataConfig, rule: Callable[..., None]) -> None:

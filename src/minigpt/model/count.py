@@ -57,7 +57,7 @@ def _network(config: ModelConfig) -> int:
         return n_in * n_out + (n_out if config.bias else 0)
 
     attention = linear(width, (heads + 2 * kv_heads) * head) + linear(heads * head, width)
-    qk_norm = 2 * head if config.qk_norm else 0
+    qk_norm = 2 * head if config.qk_norm == "head" else 0
     if isinstance(config.mlp, Extension):
         from minigpt.model.feedforward import count_mlp_parameters
 
