@@ -66,7 +66,7 @@ def test_an_unknown_key_in_a_file_is_found_wherever_it_stands(tmp_path):
         ("model.dropout=1.0", "model.dropout=1.0"),
         ("model.dropout=-0.1", "model.dropout=-0.1"),
         ("model.norm=batchnorm", "model.norm=batchnorm"),
-        ("model.mlp=relu", "model.mlp=relu"),
+        ("model.mlp=silu", "model.mlp=silu"),
         ("optimizer.lr=0", "optimizer.lr=0"),
         ("optimizer.lr=.inf", "optimizer.lr=.inf"),
         ("optimizer.lr=nan", "optimizer.lr=nan"),

@@ -287,7 +287,11 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _remove(tree: dict[str, Any], key: str) -> None:
-    *parents, leaf = key.split(".")
-    for part in parents:
-        tree = tree.get(part) or {}
-    tree.pop(leaf, None)
+    """Take a key out, and with it the section that it was the last one of."""
+    part, _, rest = key.partition(".")
+    if not rest:
+        tree.pop(part, None)
+    elif tree.get(part):
+        _remove(tree[part], rest)
+        if not tree[part]:
+            del tree[part]
