@@ -1,8 +1,11 @@
 """The presets have the settings of the runs that they are named after."""
 
+import re
+from importlib import resources
+
 import pytest
 
-from minigpt.config import load_config
+from minigpt.config import load_config, preset_names
 
 NANOGPT_CPU = {
     "model.n_layer": 4, "model.n_head": 4, "model.n_embd": 128, "model.context_length": 64, "model.dropout": 0.0,
@@ -36,6 +39,29 @@ WANTED = {
     "gpt2-124m": GPT2,
     "gpt2-124m-2048": GPT2 | {"model.context_length": 2048, "model.vocab_size": 50_304},
     "default-124m": DEFAULT_FAMILY,
+    "gpt2-medium": GPT2 | {"model.n_layer": 24, "model.n_head": 16, "model.n_embd": 1024, "optimizer.lr": 3e-4,
+                           "schedule.min_lr": 3e-5},
+    "gpt2-large": GPT2 | {"model.n_layer": 36, "model.n_head": 20, "model.n_embd": 1280, "optimizer.lr": 2.5e-4,
+                          "schedule.min_lr": 2.5e-5},
+    "gpt2-xl": GPT2 | {"model.n_layer": 48, "model.n_head": 25, "model.n_embd": 1600, "optimizer.lr": 2e-4,
+                       "schedule.min_lr": 2e-5},
+    "llama-style": DEFAULT_FAMILY | {"model.qk_norm": "none", "model.norm_eps": 1e-5, "model.rope_theta": 10000.0},
+    "qwen3-style": DEFAULTS | {"model.n_layer": 28, "model.n_embd": 1024, "model.head_dim": 128, "model.n_kv_head": 8},
+    "olmo2-style": DEFAULT_FAMILY | {
+        "model.norm_place": "post", "model.qk_norm": "full", "model.tie_embeddings": False,
+    },
+    "gemma-style": DEFAULT_FAMILY | {
+        "model.norm_place": "sandwich", "model.qk_norm": "none", "model.mlp": "geglu_tanh", "model.logit_softcap": 30.0,
+        "model.attention_softcap": 50.0, "model.embedding_multiplier": 768**0.5, "model.window_pattern": "SL",
+    },
+    "mixtral-style": DEFAULT_FAMILY | {"model.qk_norm": "none", "model.norm_eps": 1e-5, "model.tie_embeddings": False},
+    "qwen3-moe-style": DEFAULT_FAMILY | {"model.tie_embeddings": False},
+    "deepseek-style": DEFAULT_FAMILY | {"model.attention": "latent", "model.tie_embeddings": False},
+    "speed": {"model.norm_weight": False, "model.init_residual": "zero", "model.mlp": "relu2", "model.n_embd": 768},
+    "cramming-100m": DEFAULTS | {
+        "model.n_layer": 12, "model.n_embd": 768, "model.embedding_size": 384, "model.partial_rotary_factor": 0.5,
+        "model.n_inner": 2304, "tokenizer.vocab_size": 32_768,
+    },
 }  # fmt: skip
 
 
@@ -64,6 +90,29 @@ def test_gpt2_has_the_parameters_of_gpt2():
         theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config())
     config, _ = load_config("gpt2-124m", ["model.vocab_multiple=1", "model.vocab_size=50257"])
     assert count_parameters(config.model) == sum(p.numel() for p in theirs.parameters()) == 124_439_808
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_the_numbers_of_parameters_that_presets_state(name):
+    """`N parameters` in a preset's comment, and `of which N are active`."""
+    from minigpt.model.count import count_parameters
+
+    text = (resources.files("minigpt.presets") / f"{name}.yaml").read_text("utf-8")
+    comment = re.sub(r"\s+", " ", " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#")))
+    config, _ = load_config(name)
+    size = config.tokenizer.vocab_size or config.model.vocab_size or 50_257
+    model = config.model.model_copy(update={"vocab_size": size})
+    if name.startswith("gpt2"):  # stated without padding, as OpenAI's
+        model = model.model_copy(update={"vocab_size": 50_257, "vocab_multiple": 1})
+    for stated in re.findall(r"([\d,]{9,}) parameters", comment):
+        assert int(stated.replace(",", "")) == count_parameters(model)
+    for stated in re.findall(r"of which ([\d,]{9,}) are active", comment):
+        assert int(stated.replace(",", "")) == count_parameters(model, active=True)
+
+
+def test_some_presets_state_them():
+    text = "".join((resources.files("minigpt.presets") / f"{name}.yaml").read_text("utf-8") for name in preset_names())
+    assert len(re.findall(r"[\d,]{9,} parameters", text.replace("\n# ", " "))) >= 8
 
 
 @pytest.mark.parametrize("name", WANTED)

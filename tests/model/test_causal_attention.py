@@ -4,10 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from minigpt.config import ModelConfig
 from minigpt.model import GPT
-from minigpt.model.attention import Attention
+from minigpt.model.attend import Attend
 from minigpt.model.causal_attention import KEEP_TOKENS, LARGEST_BLOCK, SMALLEST_BLOCK, causal_attention
 
 
@@ -79,7 +80,7 @@ def test_the_model_gives_the_same_with_either_kernel(monkeypatch: pytest.MonkeyP
     ids = torch.randint(50, (3, 96), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         fused = model(ids)
-        monkeypatch.setattr(Attention, "_blockwise", lambda self, q, span: True)
+        monkeypatch.setattr(Attend, "_blockwise", lambda self, q, v, span, dropout: True)
         blockwise = model(ids)
     torch.testing.assert_close(blockwise, fused, rtol=1e-9, atol=1e-10)
 
@@ -117,3 +118,47 @@ def test_a_model_in_bf16_masks_documents_as_in_fp32(given: bool) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         rounded = model(ids, document_ids=documents, positions=positions)
     assert float((rounded - exact).detach().norm() / exact.detach().norm()) < 2**-5
+
+
+@pytest.mark.parametrize("T", [2, SMALLEST_BLOCK + 1, 300, KEEP_TOKENS + 1])
+@pytest.mark.parametrize(
+    ("window", "softcap", "scale"),
+    [(1, None, None), (7, None, 0.5), (100, 3.0, None), (None, 2.0, 0.7), (600, 1.0, 1.0)],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_windows_caps_and_scales(
+    T: int, window: int | None, softcap: float | None, scale: float | None, packed: bool
+) -> None:
+    """Against all scores at once; values narrower than keys; gradients of all arguments."""
+    q, k, v, dy = heads(2, T, 4, 2, 8)
+    v, dy = v[..., :5], dy[..., :5]
+    documents = (torch.rand(2, T, generator=torch.Generator().manual_seed(T)) < 0.02).cumsum(1) if packed else None
+
+    def written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = q.transpose(1, 2), *(x.transpose(1, 2).repeat_interleave(2, dim=1) for x in (k, v))
+        scores = q @ k.mT * (8**-0.5 if scale is None else scale)
+        scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
+        past = torch.arange(T)[:, None] - torch.arange(T)
+        seen = (past >= 0) & (past < (window or T))
+        if documents is not None:
+            seen = seen & (documents[:, :, None] == documents[:, None, :])[:, None]
+        return (scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v).transpose(1, 2)
+
+    mine, theirs = ([x.clone().requires_grad_() for x in (q, k, v)] for _ in range(2))
+    y = causal_attention(*mine, documents, scale=scale, softcap=softcap, window=window)
+    expected = written_out(*theirs)
+    torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-12)
+    for a, b in zip(torch.autograd.grad(y, mine, dy), torch.autograd.grad(expected, theirs, dy), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_a_window_computes_only_what_it_sees() -> None:
+    """Operations grow with T times the window, not with the square of T."""
+
+    def operations(T: int, window: int | None) -> int:
+        q, k, v, _ = heads(1, T, 2, 2, 4, torch.float32)
+        with FlopCounterMode(display=False) as counter:
+            causal_attention(q, k, v, window=window)
+        return counter.get_total_flops()
+
+    assert operations(2048, 64) < 2.2 * operations(1024, 64) < 0.5 * operations(1024, None)

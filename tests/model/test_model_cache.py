@@ -156,19 +156,19 @@ def test_inference_mode_and_grad_mode_share_a_cache(
     model(tokens[:, :1], cache=cache, positions=torch.tensor([[6], [-1]]))
     model(tokens, targets=tokens).backward()
     # nor does the cache hold on to a graph
-    assert not any(layer.k.requires_grad or layer.v.requires_grad for layer in cache.layers)
+    assert not any(store.requires_grad for layer in cache.layers for store in layer.stores)
     assert isinstance(model.position, RotaryPositions) and model.position.table is not None
     assert not model.position.table.is_inference()
 
 
 def test_dtype_and_bytes(tiny: Callable[..., GPT], ids: Callable[..., Tensor]) -> None:
     model, tokens = tiny(n_kv_head=2), ids(2, 6)
-    assert model.make_cache(3, 10).layers[0].k.dtype == torch.float32
+    assert model.make_cache(3, 10).layers[0].stores[0].dtype == torch.float32
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
         cache = model.make_cache(2, 10)
         full = model(tokens)
         logits = torch.cat([model(tokens[:, :4], cache=cache), model(tokens[:, 4:], cache=cache)], dim=1)
-    assert cache.layers[1].v.dtype == torch.bfloat16
+    assert cache.layers[1].stores[1].dtype == torch.bfloat16
     assert full.dtype == logits.dtype == torch.float32
     torch.testing.assert_close(logits, full, atol=0.05, rtol=0.05)  # bf16 keeps 8 bits
     # keys and values x layers x rows x (tokens + the slot for padding) x 2 heads of 4 numbers of 2 bytes

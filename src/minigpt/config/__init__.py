@@ -4,7 +4,7 @@ from minigpt.config.base import Section
 from minigpt.config.data import DataConfig, StageConfig
 from minigpt.config.errors import RequestError, WorkError
 from minigpt.config.generation import GenerationConfig
-from minigpt.config.loading import config_yaml, load_config, preset_names, resolved
+from minigpt.config.loading import config_yaml, is_preset, load_config, preset_names, resolved
 from minigpt.config.loggers import LoggersConfig, TrackioConfig, WandbConfig
 from minigpt.config.model import ModelConfig
 from minigpt.config.sources import OwnSource, SourceConfig
@@ -45,6 +45,7 @@ __all__ = [
     "config_yaml",
     "fields",
     "ineffective",
+    "is_preset",
     "load_config",
     "preset_names",
     "resolved",

@@ -7,6 +7,11 @@ from pydantic import Field
 
 from minigpt.config.base import Section
 
+SMEAR_WIDTH = 24
+"""Dimensions of an embedding that decide how much of the previous one is added (speed.smear)."""
+VALUE_GATE_WIDTH = 32
+"""Dimensions of a layer's input that decide how much of a value embedding is added (speed.value_embeddings)."""
+
 
 class RopeScalingConfig(Section):
     """How rotary positions reach beyond the context that they were trained on."""

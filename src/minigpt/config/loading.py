@@ -14,6 +14,7 @@ from typing import Any, Union, get_args, get_origin
 
 from pydantic import ValidationError
 
+from minigpt.config.depth import DEEPEST, SHALLOWEST, depth_of, depth_preset
 from minigpt.config.errors import RequestError
 from minigpt.config.extension import anchored, is_extension_kind
 from minigpt.config.tree import Config, fields, ineffective
@@ -27,10 +28,15 @@ LENGTHS = ("training.max_steps", "training.max_tokens", "training.epochs")
 
 
 def preset_names() -> list[str]:
-    """Names of the configs shipped with the package."""
+    """Names of the configs shipped with the package, beside those of the depth dial."""
     return sorted(
         f.name.removesuffix(".yaml") for f in resources.files("minigpt.presets").iterdir() if f.name.endswith(".yaml")
     )
+
+
+def is_preset(name: str) -> bool:
+    """Whether a config of this name is shipped with the package, or follows from the depth that it names."""
+    return name in preset_names() or depth_of(name) is not None
 
 
 def load_config(
@@ -52,8 +58,8 @@ def load_config(
     made_from = own.pop(RESOLVED_FROM, name if preset else None)
     if "preset" in own:
         made_from = base = own.pop("preset")
-        if base not in preset_names():
-            raise RequestError(f"preset={base!r} is not a preset: choose one of {', '.join(preset_names())}")
+        if not is_preset(str(base)):
+            raise RequestError(f"preset={base!r} is not a preset: {_presets_like(str(base))}")
         preset, _, _ = _read(base)
     command = dict(overrides) if isinstance(overrides, Mapping) else _parse_overrides(overrides)
     command = anchored(command, Path())  # of the file too, in `_read`
@@ -146,20 +152,17 @@ def config_yaml(config: Config) -> str:
 
 def _read(source: str) -> tuple[dict[str, Any], dict[str, Any], str | None]:
     """(preset values, file values, name) of a preset's name or a file's path."""
+    depth = depth_of(source)
+    if depth is not None:
+        return depth_preset(depth), {}, source
     if source in preset_names():
         text = (resources.files("minigpt.presets") / f"{source}.yaml").read_text("utf-8")
         return parse_yaml(text, f"preset {source}"), {}, source
     path = Path(source)
     if not path.is_file():
         if path.is_dir():
-            raise RequestError(
-                f"{source} is a folder: a config is a YAML or JSON file or one of {', '.join(preset_names())}"
-            )
-        close = difflib.get_close_matches(source, preset_names(), 1, 0.5)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise RequestError(
-            f"config {source!r} is neither a file nor a preset: {hint}presets are {', '.join(preset_names())}"
-        )
+            raise RequestError(f"{source} is a folder: a config is a YAML or JSON file, or a preset's name")
+        raise RequestError(f"config {source!r} is neither a file nor a preset: {_presets_like(source)}")
     try:
         text = path.read_text("utf-8")
     except UnicodeDecodeError:
@@ -170,6 +173,14 @@ def _read(source: str) -> tuple[dict[str, Any], dict[str, Any], str | None]:
     if not isinstance(tree, dict):
         raise RequestError(f"config {source} holds no settings: it must be a mapping such as 'model: {{n_layer: 4}}'")
     return {}, anchored(tree, path.parent), path.stem if path.stem != "config" else path.resolve().parent.name
+
+
+def _presets_like(name: str) -> str:
+    if re.fullmatch("d[0-9]+", name):
+        return f"the dial goes from d{SHALLOWEST} to d{DEEPEST}"
+    close = difflib.get_close_matches(name, preset_names(), 1, 0.5)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"{hint}minigpt train --help lists the presets"
 
 
 def _parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:

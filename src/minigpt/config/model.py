@@ -125,6 +125,7 @@ class ModelConfig(Section):
                 f"model.n_kv_head={self.n_kv_head} does not divide model.n_head={self.n_head}: "
                 "each key/value head serves the same number of heads"
             )
+        self._require_latent()
         if self.position == "rope" and self.rotary_dim % 2:
             raise ValueError(
                 f"model.partial_rotary_factor={self.partial_rotary_factor} of model.head_dim={self.head_size} "
@@ -136,7 +137,6 @@ class ModelConfig(Section):
                 "leaves nothing to rotate: raise it"
             )
         self._require_rope_scaling()
-        self._require_latent()
         self._require_experts()
         return self
 
@@ -156,6 +156,11 @@ class ModelConfig(Section):
             raise ValueError(
                 f"model.rope_scaling.beta_slow={scaling.beta_slow} must be below "
                 f"model.rope_scaling.beta_fast={scaling.beta_fast}"
+            )
+        if scaling.kind == "yarn" and self.rope_theta <= 1:
+            raise ValueError(
+                f"model.rope_theta={self.rope_theta} lets all dimensions turn alike or ever faster: "
+                "model.rope_scaling.kind=yarn needs a base above 1"
             )
 
     def _require_latent(self) -> None:

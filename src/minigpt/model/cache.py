@@ -1,92 +1,86 @@
-"""The key/value cache of a batch of rows, and the plan of one forward pass over it.
+"""The key/value cache of a batch of rows.
 
 A token at absolute position p lives in slot p of its row; rows may have different lengths. `KVCache` knows how long
-each row is; what a layer keeps for its tokens belongs to that layer's attention (`LayerCache` is full attention's).
-How long the rows are is tracked on the host, so that continuing them never waits for the device.
+each row is and plans each pass; what a layer keeps for its tokens belongs to that layer's attention (`LayerCache`: keys
+and values, or the latent vectors that they are made from). How long the rows are is tracked on the host, so that
+continuing them never waits for the device.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-
-@dataclass
-class Span:
-    """Where the T tokens of one forward pass stand and what they may see; one for all layers."""
-
-    positions: Tensor
-    """(B or 1, T) int64, absolute; never negative (padding is put at 0, which is harmless since none sees it)."""
-    mask: Tensor | None = None
-    """(B or 1, 1, T, S) bool, True where query t may see slot s; None: see `causal`."""
-    documents: Tensor | None = None
-    """(B, T) integers, where the mask says no more than that tokens see those before them of the same number."""
-    causal: bool = True
-    """Without a mask: token t sees tokens up to t of this pass (True), or everything stored (False)."""
-    start: int | None = 0
-    """First slot of the pass when all rows agree on it, else None."""
-    stop: int = 0
-    """Slots below this one hold all that can be seen after the pass."""
-    slots: Tensor | None = None
-    """(B, T) int64, where each token is stored; only when rows disagree."""
-    lengths: tuple[int, ...] = ()
-    """Each row's length after the pass."""
+from minigpt.model.span import Span, View, visible
 
 
 class LayerCache:
-    """Full attention's part: keys and values of every position.
+    """One layer's part: some vectors for every position, all positions kept (also where a window sees only the last).
 
     Args:
-        batch, n_kv_head, length, head_dim: the sizes; `length` counts tokens.
+        batch: number of rows.
+        heads: vectors of each kind that a token has.
+        length: most tokens in a row.
+        widths: of the kinds of vectors (keys and values: their widths).
         dtype, device: of the stored tensors.
     """
 
     def __init__(
-        self, batch: int, n_kv_head: int, length: int, head_dim: int, dtype: torch.dtype, device: torch.device
+        self, batch: int, heads: int, length: int, widths: Sequence[int], dtype: torch.dtype, device: torch.device
     ) -> None:
         with torch.inference_mode(False):  # so that a cache made while generating can be written to outside as well
             # one slot more than asked for: padding is written there, and nothing ever reads it
-            shape = (batch, n_kv_head, length + 1, head_dim)
-            self.k = torch.zeros(shape, dtype=dtype, device=device)
-            self.v = torch.zeros(shape, dtype=dtype, device=device)
+            shape = (batch, heads, length + 1)
+            self.stores = [torch.zeros(*shape, width, dtype=dtype, device=device) for width in widths]
 
-    def update(self, k: Tensor, v: Tensor, span: Span) -> tuple[Tensor, Tensor]:
-        """Store the pass's keys and values (B, Hkv, T, D), without gradients; return all visible (B, Hkv, S, D)."""
+    def update(self, new: Sequence[Tensor], span: Span, first: int = 0) -> list[Tensor]:
+        """Store the pass's vectors, without gradients.
+
+        Args:
+            new: (B, heads, T, width) of each kind.
+            span: the pass.
+            first: slots before this one are not asked for.
+
+        Returns:
+            All visible ones of each kind, (B, heads, S, width), in the dtype of the new ones.
+        """
         if span.slots is not None:
-            rows = torch.arange(k.size(0), device=k.device)[:, None]
-            for store, new in ((self.k, k), (self.v, v)):
-                store[rows, :, span.slots] = new.detach().transpose(1, 2).to(store.dtype)  # (B, T, Hkv, D)
+            rows = torch.arange(len(span.slots), device=span.slots.device)[:, None]
+            for store, part in zip(self.stores, new, strict=True):
+                store[rows, :, span.slots] = part.detach().transpose(1, 2).to(store.dtype)  # (B, T, heads, width)
         else:
-            for store, new in ((self.k, k), (self.v, v)):
-                store[:, :, span.start : span.stop] = new.detach()
+            for store, part in zip(self.stores, new, strict=True):
+                store[:, :, span.start : span.stop] = part.detach()
             if span.start == 0:
-                return k, v
-        return self.k[:, :, : span.stop].to(k.dtype), self.v[:, :, : span.stop].to(v.dtype)
+                return list(new)
+        return [store[:, :, first : span.stop].to(part.dtype) for store, part in zip(self.stores, new, strict=True)]
 
     def select(self, rows: Tensor) -> None:
         """Keep, repeat or reorder rows: rows (B',) int64."""
         with torch.inference_mode(False):
-            self.k, self.v = self.k[rows], self.v[rows]
+            self.stores = [store[rows] for store in self.stores]
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return self.k.nbytes + self.v.nbytes
+        return sum(store.nbytes for store in self.stores)
 
 
 class KVCache:
     """The cache of a whole model, made by `GPT.make_cache`.
 
     Args:
-        layers: each layer's part.
+        layers: each layer's part (after them, parts of whatever else in the model looks back).
         batch: number of rows.
         length: most tokens that a row can hold.
         device: where the parts live.
+        window: tokens that layers with a short window see.
     """
 
-    def __init__(self, layers: list[LayerCache], batch: int, length: int, device: torch.device) -> None:
-        self.layers, self.length, self.device = layers, length, device
+    def __init__(
+        self, layers: list[LayerCache], batch: int, length: int, device: torch.device, window: int | None = None
+    ) -> None:
+        self.layers, self.length, self.device, self.window = layers, length, device, window
         self.row_lengths: tuple[int, ...] = (0,) * batch
 
     @property
@@ -170,10 +164,19 @@ class KVCache:
     def _even(self, start: int, stop: int, lengths: tuple[int, ...]) -> Span:
         """All rows alike: slices instead of index lists, and no mask where SDPA can do without."""
         positions = torch.arange(start, stop, device=self.device)[None]
-        mask = None
-        if start > 0 and stop - start > 1:
-            mask = self._visible(positions, stop)
-        return Span(positions, mask, causal=start == 0, start=start, stop=stop, lengths=lengths)
+        full = self._view(positions, stop, None, start)
+        short = full if self.window is None or self.window >= stop else self._view(positions, stop, self.window, start)
+        return Span(positions, full, short, regular=start == 0, start=start, stop=stop, lengths=lengths)
+
+    def _view(self, positions: Tensor, stop: int, window: int | None, start: int) -> View:
+        """What the tokens from position `start` to `stop` see."""
+        if start == 0 and window is None:
+            return View()
+        first = 0 if window is None or start == 0 else max(0, start + 1 - window)
+        if stop - start == 1:
+            return View(causal=False, first=first)
+        keys = torch.arange(first, stop, device=self.device)
+        return View(visible(positions, keys, window), first=first)
 
     def _ragged(
         self, starts: list[int], n_tokens: int, positions: Tensor | None, stop: int, lengths: tuple[int, ...]
@@ -182,11 +185,13 @@ class KVCache:
         if positions is None:
             positions = torch.tensor(starts)[:, None] + torch.arange(n_tokens)  # (B, T)
         positions = positions.to(self.device)
-        slots = torch.where(positions < 0, self.length, positions)
+        padding = positions < 0
+        slots = torch.where(padding, self.length, positions)
         positions = positions.clamp(min=0)
-        mask = self._visible(positions, stop)
-        return Span(positions, mask, causal=False, start=None, stop=stop, slots=slots, lengths=lengths)
-
-    def _visible(self, positions: Tensor, stop: int) -> Tensor:
-        """(B or 1, 1, T, stop): a query sees the slots up to its own position."""
-        return torch.arange(stop, device=self.device) <= positions[:, None, :, None]
+        full = short = View(visible(positions, torch.arange(stop, device=self.device)))
+        if self.window is not None and self.window < stop:
+            first = max(0, min(starts) + 1 - self.window)
+            mask = visible(positions, torch.arange(first, stop, device=self.device), self.window)
+            # the window of padding may lie before the first slot: with nothing at all to see, some kernels give NaN
+            short = View(mask | padding[:, None, :, None], first=first)
+        return Span(positions, full, short, start=None, stop=stop, slots=slots, lengths=lengths)

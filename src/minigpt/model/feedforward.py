@@ -27,12 +27,12 @@ def relu2(x: Tensor) -> Tensor:
 
 
 class MLP(nn.Module):
-    """down(activation(up(x)))."""
+    """down(activation(up(x))), through `inner` dimensions."""
 
-    def __init__(self, config: ModelConfig, activation: Activation) -> None:
+    def __init__(self, config: ModelConfig, activation: Activation, inner: int) -> None:
         super().__init__()
-        self.up = nn.Linear(config.n_embd, config.inner_size, bias=config.bias)
-        self.down = nn.Linear(config.inner_size, config.n_embd, bias=config.bias)
+        self.up = nn.Linear(config.n_embd, inner, bias=config.has_mlp_bias)
+        self.down = nn.Linear(inner, config.n_embd, bias=config.has_mlp_bias)
         self.activation = activation
         self.dropout = config.dropout
 
@@ -44,38 +44,48 @@ class MLP(nn.Module):
 class GatedMLP(nn.Module):
     """down(activation(gate(x)) * up(x)). One product does both: the rows of `gate_up` are the gate's, then up's."""
 
-    def __init__(self, config: ModelConfig, activation: Activation) -> None:
+    def __init__(self, config: ModelConfig, activation: Activation, inner: int) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(config.n_embd, 2 * config.inner_size, bias=config.bias)
-        self.down = nn.Linear(config.inner_size, config.n_embd, bias=config.bias)
-        self.activation = activation
+        self.gate_up = nn.Linear(config.n_embd, 2 * inner, bias=config.has_mlp_bias)
+        self.down = nn.Linear(inner, config.n_embd, bias=config.has_mlp_bias)
+        self.activation = partial(gated, activation)
         self.dropout = config.dropout
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, T, C) to (B, T, C)."""
-        return F.dropout(activated_down(self._gated, self.gate_up(x), self.down), self.dropout, self.training)
+        return F.dropout(activated_down(self.activation, self.gate_up(x), self.down), self.dropout, self.training)
 
-    def _gated(self, x: Tensor) -> Tensor:
-        """(B, T, 2 * inner) to (B, T, inner)."""
-        gate, up = x.chunk(2, dim=-1)
-        return self.activation(gate) * up
 
+def gated(activation: Activation, x: Tensor) -> Tensor:
+    """activation(gate) * up: (..., 2 * inner), the gate first, to (..., inner)."""
+    gate, up = x.chunk(2, dim=-1)
+    return activation(gate) * up
+
+
+gelu_tanh = partial(F.gelu, approximate="tanh")
+"""GPT-2's approximation of GELU."""
 
 MLPS: dict[str, tuple[type[MLP] | type[GatedMLP], Activation]] = {
     "swiglu": (GatedMLP, F.silu),
     "geglu": (GatedMLP, F.gelu),  # the exact GELU (erf)
+    "geglu_tanh": (GatedMLP, gelu_tanh),  # Gemma's
     "gelu": (MLP, F.gelu),
-    "gelu_tanh": (MLP, partial(F.gelu, approximate="tanh")),  # GPT-2's
+    "gelu_tanh": (MLP, gelu_tanh),
+    "relu": (MLP, F.relu),  # the first transformer's
     "relu2": (MLP, relu2),
 }
 
 
-def build_mlp(config: ModelConfig) -> nn.Module:
-    """The feed-forward layer that `config.mlp` names. Raises RequestError for one of the user's own that cannot be."""
+def build_mlp(config: ModelConfig, inner: int | None = None) -> nn.Module:
+    """The feed-forward layer that `config.mlp` names, of width `inner` (None: the config's).
+
+    Raises:
+        RequestError: one of the user's own that cannot be.
+    """
     if isinstance(config.mlp, Extension):
         return _own_mlp(config.mlp, config)
     kind, activation = MLPS[config.mlp]
-    return kind(config, activation)
+    return kind(config, activation, config.inner_size if inner is None else inner)
 
 
 def _own_mlp(own: Extension, config: ModelConfig) -> nn.Module:
@@ -99,7 +109,8 @@ def check_mlp(config: ModelConfig) -> None:
     kind = config.mlp.kind if isinstance(config.mlp, Extension) else config.mlp
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         part = build_mlp(config).eval()
-        init_weights(part, config.init_std, config.n_layer, torch.Generator().manual_seed(0))
+        drawn = config.model_copy(update={"init_residual": "scaled"})  # zeros would tell nothing
+        init_weights(part, drawn, torch.Generator().manual_seed(0))
         x = torch.randn(2, 3, config.n_embd, generator=torch.Generator().manual_seed(0))  # (B, T, C)
         try:
             y, alone = part(x), [part(x[:, t : t + 1]) for t in range(3)]

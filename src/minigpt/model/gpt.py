@@ -1,43 +1,34 @@
-"""The GPT: embeddings, a stack of pre-norm blocks, a norm and a vocabulary head (Radford et al. 2019).
+"""The GPT: embeddings, a stack of blocks, a norm and a vocabulary head (Radford et al. 2019).
 
-Which parts it is made of is the config's choice; every combination works. Names of the parameters, also in files
-(each `.weight`, some with a `.bias`; tied tensors appear once):
-    embed, embed_up (factorised), position (learned),
-    blocks.0.attention_norm, blocks.0.attention.{qkv, q_norm, k_norm, out}, blocks.0.mlp_norm,
-    blocks.0.mlp.{gate_up (gated) or up, down}, blocks.1...., norm, head_down (factorised), head (not tied)
+Which parts it is made of is the config's choice; every combination works. Names of the parameters, also in files (those
+in brackets are there with an option; each `.weight`, some with a `.bias`; tied tensors appear once):
+    embed, [embed_up] (factorised), [embedding_norm], [position] (learned),
+    [smear_gate, smear_scale], [residual_scale, input_scale], [backout_scale] (speed),
+    blocks.0.[attention_norm], .attention.{qkv, [q_norm, k_norm], out, [value_embed, value_gate]}, or, latent,
+        .attention.{q or (q_down, q_norm, q_up), kv_down, kv_norm, kv_up, out}, .[attention_post_norm],
+        .[mlp_norm], .mlp.{gate_up (gated) or up, down}, or, with experts, .mlp.router, .mlp.experts.{gate_up or up,
+        down} (no `.weight`: one tensor of all experts), .mlp.[shared.{gate_up or up, down}, shared_gate],
+        .mlp.[balance_bias] (a buffer), .[mlp_post_norm],
+    blocks.1...., norm, [head_down] (factorised), [head] (not tied)
 """
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt.config import ModelConfig
-from minigpt.model import count, loss
-from minigpt.model.attention import Attention
+from minigpt.model import count, loss, speed
 from minigpt.model.autocast import compute_dtype
-from minigpt.model.cache import KVCache, LayerCache, Span
-from minigpt.model.feedforward import build_mlp
+from minigpt.model.block import Block, scaled
+from minigpt.model.cache import KVCache
 from minigpt.model.init import init_weights
+from minigpt.model.moe import MoE
 from minigpt.model.norm import build_norm
-from minigpt.model.position import Rotation, build_positions
-
-
-class Block(nn.Module):
-    """Attention, then feed-forward, each on a normalised copy of the residual stream."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.attention_norm = build_norm(config)
-        self.attention = Attention(config)
-        self.mlp_norm = build_norm(config)
-        self.mlp = build_mlp(config)
-
-    def forward(self, x: Tensor, span: Span, rotation: Rotation | None, cache: LayerCache | None = None) -> Tensor:
-        """x: (B, T, C) to (B, T, C)."""
-        x = x + self.attention(self.attention_norm(x), span, rotation, cache)
-        return x + self.mlp(self.mlp_norm(x))
+from minigpt.model.position import build_positions
+from minigpt.model.routing import Routers
+from minigpt.model.span import Span, plan_pass
 
 
 class GPT(nn.Module):
@@ -58,8 +49,15 @@ class GPT(nn.Module):
         # not drawn here: `init_weights` does, and on the meta device drawing would import the compiler
         self.embed = nn.Embedding.from_pretrained(torch.empty(config.padded_vocab_size, E), freeze=False)
         self.embed_up = nn.Linear(E, C, bias=False) if factorised else nn.Identity()
+        self.embedding_norm = build_norm(config) if config.embedding_norm else nn.Identity()
         self.position = build_positions(config)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.smear_gate = speed.smear_gate(config) if config.speed.smear else None
+        self.smear_scale = speed.Scale(1) if config.speed.smear else None
+        self.residual_scale = speed.Scale(config.n_layer) if config.speed.residual_scalars else None
+        self.input_scale = speed.Scale(config.n_layer) if config.speed.residual_scalars else None
+        self.backout_scale = speed.Scale(1) if config.speed.backout else None
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.routers = Routers([module for module in self.blocks.modules() if isinstance(module, MoE)])
         self.norm = build_norm(config)
         self.head_down = nn.Linear(C, E, bias=False) if factorised else nn.Identity()
         self.head = None if config.tie_embeddings else nn.Linear(E, config.padded_vocab_size, bias=False)
@@ -92,7 +90,8 @@ class GPT(nn.Module):
 
         Returns:
             Without targets: (B, T, vocab_size) logits, at least fp32, those of padding vocabulary rows cut off. With
-            targets: the summed cross-entropy in nats, an fp32 scalar (divide by your count of targets).
+            targets: the summed cross-entropy in nats, an fp32 scalar (divide by your count of targets). In training the
+            backward pass of a mixture of experts sees the auxiliary losses besides (see `minigpt.model.routing`).
 
         Raises:
             ValueError: more tokens than `context_length`, or positions that do not fit the cache.
@@ -100,13 +99,14 @@ class GPT(nn.Module):
         hidden = self.hidden_states(ids, cache=cache, positions=positions, document_ids=document_ids)
         if targets is None:
             return self.logits(hidden)
-        return loss.cross_entropy(
+        summed = loss.cross_entropy(
             hidden.flatten(0, 1),
             self.head_weight,
             targets.flatten(),
             vocab_size=self.vocab_size,
             softcap=self.config.logit_softcap,
         )
+        return self.routers.attach(summed, targets)
 
     def hidden_states(
         self,
@@ -121,15 +121,49 @@ class GPT(nn.Module):
         `model.logits(hidden[:, -1])` spares a prompt's other logits.
         """
         span = self._span(ids, cache, positions, document_ids)
-        x = self.position.add(self.embed_up(self.embed(ids)), span.positions)  # (B, T, C)
-        x = F.dropout(x, self.config.dropout, self.training)
-        rotation = self.position.rotation(span.positions, compute_dtype(self.embed.weight))
-        for i, block in enumerate(self.blocks):
-            x = block(x, span, rotation, None if cache is None else cache.layers[i])
+        x = self._embedded(ids)  # (B, T, C)
+        if self.smear_gate is not None:
+            if cache is None:
+                before = speed.before_each(x, positions, document_ids)
+            else:
+                before = self._embedded_before(ids, span, cache)
+            x = x + self._smear(x, before)
+        x = F.dropout(self.position.add(x, span.positions), self.config.dropout, self.training)
+        x = self._through_blocks(x, span, cache)
         if cache is not None:
             cache.commit(span)
         hidden: Tensor = self.head_down(self.norm(x))
-        return hidden
+        return scaled(hidden, self.config.logit_multiplier)
+
+    def _embedded(self, ids: Tensor) -> Tensor:
+        """(B, T) ids to (B, T, C), each by itself."""
+        x: Tensor = self.embedding_norm(scaled(self.embed_up(self.embed(ids)), self.config.embedding_multiplier))
+        return x
+
+    def _through_blocks(self, x: Tensor, span: Span, cache: KVCache | None) -> Tensor:
+        """(B, T, C) to (B, T, C)."""
+        dtype = compute_dtype(self.embed.weight)
+        rotation = self.position.rotation(span.positions, dtype)
+        span.local_rotation = self.position.local_rotation(span.positions, dtype)
+        first = middle = x
+        for i, block in enumerate(self.blocks):
+            if self.residual_scale is not None and self.input_scale is not None:
+                x = self.residual_scale.weight[i] * x + self.input_scale.weight[i] * first
+            x = block(x, span, rotation, None if cache is None else cache.layers[i])
+            if i + 1 == len(self.blocks) // 2:
+                middle = x
+        return x if self.backout_scale is None else x - self.backout_scale.weight * middle
+
+    def _smear(self, x: Tensor, before: Tensor) -> Tensor:
+        """What each of x (B, T, C) gets of the token before it, (B, T, C)."""
+        assert self.smear_gate is not None and self.smear_scale is not None
+        gate = torch.sigmoid(self.smear_gate(x[..., : self.smear_gate.in_features]))  # (B, T, 1)
+        return self.smear_scale.weight * gate * before
+
+    def _embedded_before(self, ids: Tensor, span: Span, cache: KVCache) -> Tensor:
+        """The embedding of the token before each of ids (B, T), with a cache: (B, T, C), zeros at position 0."""
+        tokens = cast(speed.TokenCache, cache.layers[-1])
+        return self._embedded(tokens.previous(ids, span)) * (span.positions > 0)[:, :, None]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., E) hidden states to (..., vocab_size) logits, at least fp32."""
@@ -162,17 +196,29 @@ class GPT(nn.Module):
             )
         weight = self.embed.weight
         kind = compute_dtype(weight) if dtype is None else dtype
-        layers = [cast(Block, block).attention.make_cache(batch, length, kind, weight.device) for block in self.blocks]
-        return KVCache(layers, batch, length, weight.device)
+        device = weight.device
+        parts: list[Any] = [
+            cast(Block, block).attention.make_cache(batch, length, kind, device) for block in self.blocks
+        ]
+        if self.smear_gate is not None:
+            parts.append(speed.TokenCache(batch, length, device))
+        return KVCache(parts, batch, length, device, self.config.attention_window)
 
-    def compile_blocks(self) -> None:
-        """Compile each block with `torch.compile`: all share one compilation, which PyTorch keeps on disk."""
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Compile each block with `torch.compile`: blocks of a kind share one compilation, which PyTorch keeps on disk.
+
+        Each kind is compiled anew for validation, for another shape, ... By itself PyTorch would stop at eight in all.
+        """
+        config, layers = self.config, range(self.config.n_layer)
+        kinds = {(config.window(i), config.has_value_embedding(i), config.has_experts(i)) for i in layers}
+        for mixture in self.routers.layers:
+            mixture.experts.stay_uncompiled()
         for block in self.blocks:
-            block.compile()
+            block.compile(backend=backend, recompile_limit=8 * len(kinds))
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Draw the weights anew (see `minigpt.model.init`)."""
-        init_weights(self, self.config.init_std, self.config.n_layer, generator)
+        init_weights(self, self.config, generator)
 
     def num_parameters(self, embeddings: bool = True) -> int:
         """Number of parameters (see `minigpt.model.count.count_parameters`)."""
@@ -184,37 +230,14 @@ class GPT(nn.Module):
 
     def _span(self, ids: Tensor, cache: KVCache | None, positions: Tensor | None, document_ids: Tensor | None) -> Span:
         """Where the tokens stand and what they see."""
-        (B, T), longest = ids.shape, self.config.context_length
+        (B, T), longest, window = ids.shape, self.config.context_length, self.config.attention_window
         if longest < T:
             raise ValueError(f"{T} tokens in a row are more than model.context_length={longest}: shorten the rows")
-        if cache is not None:
-            if document_ids is not None:
-                raise ValueError("document_ids cannot be combined with a cache: give each document a row of its own")
-            return cache.plan(B, T, positions)
-        index = torch.arange(T, device=ids.device)
-        if positions is None:
-            if document_ids is None:
-                return Span(index[None])
-            return Span(_positions_in_documents(document_ids, index), _visible(index, document_ids), document_ids)
-        if positions.device.type == "cpu" and positions.numel() and int(positions.max()) >= longest:
-            raise ValueError(f"position {int(positions.max())} is beyond model.context_length={longest}")
-        positions = positions.to(ids.device)
-        # padding is seen by none but itself: with nothing at all to see, some kernels give NaN
-        mask = (_visible(index, document_ids) & (positions >= 0)[:, None, None, :]) | (index == index[:, None])
-        padded = positions.device.type != "cpu" or bool((positions < 0).any())
-        return Span(positions.clamp(min=0), mask, None if padded else document_ids)
-
-
-def _visible(index: Tensor, document_ids: Tensor | None) -> Tensor:
-    """(B or 1, 1, T, T) bool: a query sees the tokens up to itself, of its own document."""
-    visible = (index <= index[:, None])[None]
-    if document_ids is not None:
-        visible = visible & (document_ids[:, :, None] == document_ids[:, None, :])
-    return visible[:, None]
-
-
-def _positions_in_documents(document_ids: Tensor, index: Tensor) -> Tensor:
-    """(B, T) positions that begin at 0 where a document does, so that each document is read as if it stood alone."""
-    first = torch.ones_like(document_ids, dtype=torch.bool)
-    first[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
-    return index - torch.where(first, index, 0).cummax(dim=1).values
+        if cache is None:
+            span = plan_pass(T, ids.device, longest, window, positions, document_ids)
+        elif document_ids is None:
+            span = cache.plan(B, T, positions)
+        else:
+            raise ValueError("document_ids cannot be combined with a cache: give each document a row of its own")
+        span.ids = ids
+        return span

@@ -44,6 +44,11 @@ class AdamW:
             for parameter in group["params"]:
                 parameter.grad = None
 
+    def gradient_norm(self) -> Tensor:
+        """L2 norm of all gradients together, a scalar on their device."""
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+
     @torch.no_grad()
     def step(self, factor: float = 1.0) -> None:
         """One update with the gradients times `factor`, which the kernel applies as it reads them."""

@@ -17,10 +17,17 @@ from minigpt.storage import list_checkpoints
 WEIGHTS = "model.safetensors"
 # As a token passes them; a name stands where the longest beginning of it that is listed here stands.
 ORDER = (
-    "embed", "embed_up", "position", "blocks.attention_norm", "blocks.attention.qkv", "blocks.attention.q_norm",
-    "blocks.attention.k_norm", "blocks.attention.out", "blocks.mlp_norm", "blocks.mlp", "blocks.mlp.gate_up",
-    "blocks.mlp.up", "blocks.mlp.down", "blocks", "norm", "head_down", "head",
+    "embed", "embed_up", "embedding_norm", "position", "smear_gate", "smear_scale", "input_scale", "residual_scale",
+    "blocks.attention_norm", "blocks.attention.qkv", "blocks.attention.q", "blocks.attention.q_down",
+    "blocks.attention.q_norm", "blocks.attention.q_up", "blocks.attention.k_norm", "blocks.attention.kv_down",
+    "blocks.attention.kv_norm", "blocks.attention.kv_up", "blocks.attention.value_embed",
+    "blocks.attention.value_gate", "blocks.attention.out", "blocks.attention_post_norm", "blocks.mlp_norm",
+    "blocks.mlp", "blocks.mlp.gate_up", "blocks.mlp.up", "blocks.mlp.down", "blocks.mlp.router", "blocks.mlp.experts",
+    "blocks.mlp.shared", "blocks.mlp.shared_gate", "blocks.mlp_post_norm", "blocks", "backout_scale", "norm",
+    "head_down", "head",
 )  # fmt: skip
+NOT_TRAINED = ".balance_bias"
+"""A tensor in the weights file that is no parameter: the bias of a mixture's choice, which a rule of its own moves."""
 _NUMBER = re.compile(r"\.\d+\.")
 
 
@@ -46,15 +53,18 @@ def parts(run: Run) -> list[Part]:
 
 
 def flops_per_token(run: Run, found: Sequence[Part]) -> float | None:
-    """Operations to train on one token: 6 N + 12 L H Q T, as `minigpt.model.count` has it; None where it is unknown.
+    """Operations to train on one token, as `minigpt.model.count` has them; None where they are unknown.
 
-    found: the run's parts. They also tell N of a network with a part of the user's own, whose code a report never runs.
+    found: the run's parts. They tell N of 6 N + 12 L H Q T where a part of the network is the user's own, whose code a
+    report never runs.
     """
     try:
         model = ModelConfig.model_validate(run.config.get("model"))
-        if not found:
-            return float(count.flops_per_token(model)) if isinstance(model.mlp, str) else None
+        if isinstance(model.mlp, str):
+            return float(count.flops_per_token(model))
     except (ValidationError, ValueError):
+        return None
+    if not found:
         return None
     sizes = {part.name: part.parameters for part in found}
     looked_up = sizes.get("position", 0) + (sizes.get("embed", 0) if "head" in sizes else 0)
@@ -65,7 +75,8 @@ def flops_per_token(run: Run, found: Sequence[Part]) -> float | None:
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            names = [name for name in file.keys() if not name.endswith(NOT_TRAINED)]  # noqa: SIM118
+            return {name: tuple(file.get_slice(name).get_shape()) for name in names}
     except (OSError, SafetensorError):  # not there, or just being removed because a newer one is
         return {}
 

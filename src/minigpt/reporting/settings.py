@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minigpt.config import RequestError, load_config, preset_names
+from minigpt.config import RequestError, is_preset, load_config
 from minigpt.reporting.runs import Run
 
 LONGEST = 160  # characters of a value in a table
@@ -65,7 +65,7 @@ def shown(value: Any) -> str:
 
 def differences(run: Run) -> Differences:
     """The run's config as a difference from its preset; from the defaults if it had none, or one that is gone."""
-    name = run.preset if run.preset in preset_names() else None
+    name = run.preset if run.preset and is_preset(run.preset) else None
     try:
         base = load_config(name or {})[0]
     except RequestError:  # a shipped preset is valid; a patched one may not be

@@ -8,7 +8,13 @@ from typing import Any
 import torch
 
 from minigpt.config import Config, config_yaml, resolved
-from minigpt.model.count import count_parameters, flops_per_token
+from minigpt.model.count import (
+    backward_flops_per_token,
+    count_parameters,
+    flops_per_token,
+    forward_flops_per_token,
+    kv_cache_bytes_per_token,
+)
 from minigpt.objectives import stack, valid_targets
 from minigpt.training.console import amount, duration
 from minigpt.training.precision import autocast
@@ -24,7 +30,14 @@ class DryRun:
 
     config: Config
     parameters: int
+    active_parameters: int
+    """Those that one token meets: not all, in a mixture of experts."""
     flops_per_token: int
+    """To train on it, forward and backward."""
+    forward_flops_per_token: int
+    backward_flops_per_token: int
+    kv_cache_bytes_per_token: int
+    """By which a row's cache grows with a token in generation, in the numbers of `training.precision`."""
     memory_bytes: int
     """Weights, gradients, optimizer state and activations: an estimate."""
     steps: int
@@ -42,11 +55,14 @@ class DryRun:
     @property
     def lines(self) -> list[str]:
         """The estimate for people."""
+        active = f", {amount(self.active_parameters)} active" if self.active_parameters != self.parameters else ""
+        forward, backward = amount(self.forward_flops_per_token), amount(self.backward_flops_per_token)
         return [
-            f"parameters {self.parameters:,} ({amount(self.parameters)})",
-            f"arithmetic {amount(self.flops_per_token)}FLOP a token, "
+            f"parameters {self.parameters:,} ({amount(self.parameters)}{active})",
+            f"arithmetic {amount(self.flops_per_token)}FLOP a token (forward {forward}, backward {backward}), "
             f"{amount(self.flops_per_token * self.tokens)}FLOP in all",
-            f"memory     about {amount(self.memory_bytes)}B",
+            f"memory     about {amount(self.memory_bytes)}B; generating, {amount(self.kv_cache_bytes_per_token)}B of "
+            "cache a token",
             f"length     {self.steps:,} steps, {self.tokens:,} tokens",
             f"time       about {duration(self.seconds)}, without evaluations",
         ]
@@ -56,7 +72,11 @@ class DryRun:
         return {
             "config": resolved(self.config),
             "parameters": self.parameters,
+            "active_parameters": self.active_parameters,
             "flops_per_token": self.flops_per_token,
+            "forward_flops_per_token": self.forward_flops_per_token,
+            "backward_flops_per_token": self.backward_flops_per_token,
+            "kv_cache_bytes_per_token": self.kv_cache_bytes_per_token,
             "memory_bytes": self.memory_bytes,
             "steps": self.steps,
             "tokens": self.tokens,
@@ -77,7 +97,13 @@ def dry_run(config: Config) -> DryRun:
     return DryRun(
         config=config,
         parameters=parameters,
+        active_parameters=count_parameters(config.model, active=True),
         flops_per_token=flops_per_token(config.model),
+        forward_flops_per_token=forward_flops_per_token(config.model),
+        backward_flops_per_token=backward_flops_per_token(config.model),
+        kv_cache_bytes_per_token=kv_cache_bytes_per_token(
+            config.model, 4 if config.training.precision == "fp32" else 2
+        ),
         memory_bytes=weight_bytes(parameters) + activation_bytes(config) * rows * config.model.context_length,
         steps=parts.max_steps,
         tokens=tokens,

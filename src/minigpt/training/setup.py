@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import torch
 
 from minigpt.config import Config, RequestError
-from minigpt.config.extension import portable
 from minigpt.data import PreparedData, prepare
 from minigpt.inference import pick_device
+from minigpt.interop.huggingface.reading import read_config, read_state
+from minigpt.interop.meaning import differences
 from minigpt.model import GPT
 from minigpt.model.count import count_parameters
 from minigpt.objectives import Objective, make_objective
-from minigpt.storage import cache_dir, load_model_config, load_state, resolve_model
+from minigpt.storage import cache_dir, resolve_model
 from minigpt.tokenizer import Tokenizer
 from minigpt.training.allocator import keep_freed_memory
 from minigpt.training.cores import available_cores
@@ -91,8 +92,9 @@ def activation_bytes(config: Config) -> int:
     """
     model = config.model
     width = 4 if config.training.precision == "fp32" else 2
-    heads = (model.n_head + 2 * model.kv_heads) * model.head_size
-    inner = 3 * model.inner_size
+    heads = model.n_head * model.query_size + model.kv_heads * (model.query_size + model.value_size)
+    experts = (model.moe.n_expert_used + model.moe.n_shared) * model.expert_size if model.moe.n_expert else 0
+    inner = 3 * max(model.inner_size, experts)
     block = width * (4 * model.n_embd + 2 * heads + 2 * inner) + 4 * 4 * model.n_embd
     return model.n_layer * block + 6 * 4 * model.n_embd
 
@@ -136,15 +138,14 @@ class Parts:
             model.init_weights(torch.Generator().manual_seed(derived_seed("weights", config.run.seed)))
             return
         folder = resolve_model(config.model.init_from)
-        other = portable(load_model_config(folder.path).model_dump())
-        mine = portable(config.model.model_dump())
-        ignored = ("dropout", "init_from", "init_std")
-        differing = [
-            f"model.{k}={mine[k]} is {other[k]} there" for k in mine if mine[k] != other[k] and k not in ignored
-        ]
+        other = read_config(folder.path)
+        differing = differences(config.model, other)
+        if config.model.padded_vocab_size != other.padded_vocab_size:
+            differing["model.vocab_multiple"] = (config.model.vocab_multiple, other.vocab_multiple)
         if differing:
-            raise RequestError(f"model.init_from={config.model.init_from} is another network: {', '.join(differing)}")
-        model.load_state_dict(load_state(folder.path))
+            said = ", ".join(f"{key}={mine} is {theirs} there" for key, (mine, theirs) in differing.items())
+            raise RequestError(f"model.init_from={config.model.init_from} is another network: {said}")
+        model.load_state_dict(read_state(folder.path))
 
     @property
     def data_fingerprint(self) -> str:

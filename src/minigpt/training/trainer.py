@@ -168,7 +168,7 @@ class Trainer:
                 self.seen.add(batch)
                 if step % self.config.loggers.every_steps == 0 or step in (1, self.max_steps) or self.bad_streak:
                     machine = self.speed.report() | {"memory/peak_mb": round(peak_memory_mb(self.device), 1)}
-                    self.log(metrics | self.seen.metrics(batch) | machine)
+                    self.log(metrics | self.model.routers.metrics() | self.seen.metrics(batch) | machine)
                 self._after_step(step)
 
     def _make_batch(self, step: int) -> StepBatch:
@@ -183,6 +183,7 @@ class Trainer:
         if not self.network.training:  # setting it visits every module
             self.network.train()
         self.optimizer.zero_grad()
+        self.model.routers.clear()
         sums: list[Tensor] = []
         extra: dict[str, float] = {}
         for i, micro_batch in enumerate(batch.micro_batches):
@@ -201,6 +202,7 @@ class Trainer:
             self.gradient_factor = self._clip_factor(norm)
             self._hook("on_before_optimizer_step")
             self.optimizer.step(self.gradient_factor)
+            self.model.routers.balance()
             self.scaler.update(overflow=False)
             self.bad_streak = 0
         else:
@@ -215,9 +217,7 @@ class Trainer:
         return metrics | {f"train/{key}": value for key, value in extra.items()}
 
     def _gradient_norm(self) -> Tensor:
-        """Global L2 norm of the gradients, loss scale included."""
-        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        return self.optimizer.gradient_norm()  # loss scale included
 
     def _clip_factor(self, norm: float) -> float:
         """What undoes the loss scale and brings the norm down to the limit."""
