@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,13 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from minigpt.config import ModelConfig
+from minigpt.config import ModelConfig, RequestError
 from minigpt.model import GPT
-from minigpt.model.feedforward import build_mlp
+from minigpt.model.feedforward import build_mlp, check_mlp
 from minigpt.model.norm import build_norm
 from minigpt.model.span import plan_pass
 
 T, C = 10, 32
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -249,3 +251,26 @@ def test_the_scalars_of_the_speed_family_change_nothing_at_first() -> None:
     }
     tokens = torch.arange(10)[None]
     assert torch.equal(fast(tokens), plain(tokens))
+
+
+def test_a_part_of_ones_own_is_tried_although_it_begins_as_zeros(tmp_path: Path) -> None:
+    """With zeros in front of the residual stream any part would seem to keep positions apart."""
+    text = (ROOT / "examples" / "model_part.py").read_text("utf-8")
+    (tmp_path / "part.py").write_text(text.replace("return F.dropout(y", "return F.dropout(y.flip(1)"), "utf-8")
+    options = {"n_embd": 8, "n_head": 1, "vocab_size": 5, "init_residual": "zero"}
+    check_mlp(ModelConfig(**options, mlp=f"{ROOT}/examples/model_part.py:PowerReGLU"))
+    with pytest.raises(RequestError, match="mixes the positions of a row"):
+        check_mlp(ModelConfig(**options, mlp=f"{tmp_path}/part.py:PowerReGLU"))
+
+
+@pytest.mark.parametrize("options", [{}, {"embedding_size": 8}])
+def test_autocast_leaves_the_residual_stream_wide(
+    options: dict[str, Any], tiny: Callable[..., GPT], ids: Callable[..., Tensor]
+) -> None:
+    """What is added up over the layers keeps the embedding's dtype, factorised or not."""
+    model = tiny(**options)
+    seen: list[torch.dtype] = []
+    model.blocks[-1].register_forward_hook(lambda block, inputs, output: seen.append(output.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(ids(2, 5))
+    assert seen == [torch.float32]

@@ -152,6 +152,7 @@ COMPARABLE: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow  # the counter imports the compiler
 @pytest.mark.parametrize("options", COMPARABLE)
 def test_operations_are_those_that_torch_counts(options: dict[str, Any]) -> None:
     """But for what torch counts otherwise: vectors count as matrices here (PaLM's N is all parameters), and the sum of

@@ -2,8 +2,8 @@
 
 One of your own is a `torch.nn.Module` in a file of yours, made as `Class(config, model=ModelConfig)`, that takes
 (B, T, C) to (B, T, C), each position by itself. Its weights follow the rules of all others: matrices are drawn from
-normal(0, init_std) (smaller if called `down.weight`, since that writes into the residual stream), vectors begin as
-ones, and as zeros if their name ends with `bias`.
+normal(0, init_std) (smaller if called `down.weight`, since that writes into the residual stream, or zero if
+`init_residual` says so), vectors begin as ones, and as zeros if their name ends with `bias`.
 """
 
 from collections.abc import Callable

@@ -137,8 +137,9 @@ class GPT(nn.Module):
 
     def _embedded(self, ids: Tensor) -> Tensor:
         """(B, T) ids to (B, T, C), each by itself."""
-        x: Tensor = self.embedding_norm(scaled(self.embed_up(self.embed(ids)), self.config.embedding_multiplier))
-        return x
+        x = self.embed_up(self.embed(ids)).to(self.embed.weight.dtype)  # autocast must not narrow the residual stream
+        normed: Tensor = self.embedding_norm(scaled(x, self.config.embedding_multiplier))
+        return normed
 
     def _through_blocks(self, x: Tensor, span: Span, cache: KVCache | None) -> Tensor:
         """(B, T, C) to (B, T, C)."""
