@@ -28,9 +28,9 @@ class PowerReGLU(nn.Module):
     # Beside its options, a part is given the config of the whole network.
     def __init__(self, config: Config, *, model: ModelConfig) -> None:
         super().__init__()
-        self.gate = nn.Linear(model.n_embd, model.inner_size, bias=model.bias)
-        self.up = nn.Linear(model.n_embd, model.inner_size, bias=model.bias)
-        self.down = nn.Linear(model.inner_size, model.n_embd, bias=model.bias)
+        self.gate = nn.Linear(model.n_embd, model.inner_size, bias=model.has_mlp_bias)
+        self.up = nn.Linear(model.n_embd, model.inner_size, bias=model.has_mlp_bias)
+        self.down = nn.Linear(model.inner_size, model.n_embd, bias=model.has_mlp_bias)
         self.power, self.dropout = config.power, model.dropout
 
     def forward(self, x: Tensor) -> Tensor:

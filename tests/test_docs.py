@@ -222,13 +222,14 @@ def test_every_key_is_one_of_the_configs(path: Path) -> None:
     for text in quoted(path):
         key = text.partition("=")[0].strip()
         if re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", key) and key.partition(".")[0] in sections:
-            assert key in known | prefixes or key.endswith((".py", ".jsonl", ".json", ".md")), f"{path.name}: {text}"
+            assert key in known | prefixes or key.endswith((".py", ".jsonl", ".json", ".md", ".gguf", ".bin")), f"{path.name}: {text}"
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_every_option_variable_and_preset_is_there(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     commands = ["train", "generate", "eval", "perplexity", "report", "demo", "tokenizer train", "tokenizer encode",
-                "tokenizer decode", "tokenizer info", "data prepare", "data show"]  # fmt: skip
+                "tokenizer decode", "tokenizer info", "data prepare", "data show", "import", "export",
+                "merge"]  # fmt: skip
     for command in commands:
         assert main([*command.split(), "--help"]) == 0
     help_text = capsys.readouterr().out

@@ -70,9 +70,25 @@ def test_imports_point_one_way(path):
             assert importer == "cli" or path.name == "__main__.py", f"{path}:{line}: nothing imports cli"
 
 
+PICKLE_READER = SOURCE / "interop" / "sources.py"
+"""The one file that may read PyTorch's files of others, and only by its restricted reader."""
+
+
+def restricted_readers(tree: ast.AST) -> set[ast.AST]:
+    """The `torch.load` of every call that says `weights_only=True`."""
+    return {
+        node.func
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        for keyword in node.keywords
+        if keyword.arg == "weights_only" and isinstance(keyword.value, ast.Constant) and keyword.value.value is True
+    }
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_nothing_is_pickled_or_evaluated(path):
     tree = ast.parse(path.read_text("utf-8"))
+    restricted = restricted_readers(tree) if path == PICKLE_READER else set()
     for line, name in imports(tree):
         forbidden = name.split(".")[0] in ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve")
         assert not forbidden and name not in ("torch.load", "torch.save"), f"{path}:{line} imports {name}"
@@ -81,6 +97,8 @@ def test_nothing_is_pickled_or_evaluated(path):
             assert node.id not in ("eval", "exec", "__import__"), f"{path}:{node.lineno} uses {node.id}"
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             name = f"{node.value.id}.{node.attr}"
+            if node in restricted:
+                continue
             assert name not in ("torch.load", "torch.save", "builtins.eval", "builtins.exec"), f"{path}:{node.lineno}"
         if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
             value = node.value.value if isinstance(node.value, ast.Constant) else None
@@ -106,7 +124,8 @@ import minigpt.data.demo
 from minigpt.cli import main
 
 dir(minigpt), minigpt.Config, minigpt.load_config, minigpt.load_tokenizer
-for command in ("", "demo", "train", "generate", "eval", "perplexity", "tokenizer train", "data show", "report"):
+for command in ("", "demo", "train", "generate", "eval", "perplexity", "tokenizer train", "data show", "report",
+                "import", "export", "merge"):
     assert main([*command.split(), "--help"]) == 0, command
 for wrong in (["trian"], ["train"], ["train", "nothing.yaml"], ["train", "shakespeare-char", "model.n_layers=3"],
               ["train", "shakespeare-char", "--no-such-option"], ["generate"]):

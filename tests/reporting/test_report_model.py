@@ -16,6 +16,9 @@ SHAPES = {
     "gpt2": ["model.position=learned", "model.norm=layernorm", "model.mlp=gelu_tanh", "model.bias=true"],
     "untied": ["model.tie_embeddings=false", "model.n_kv_head=1"],
     "factorised": ["model.embedding_size=8", "model.tie_embeddings=false"],
+    "experts": ["model.moe.n_expert=4", "model.moe.n_shared=1", "model.moe.balance=bias", "model.norm_place=sandwich"],
+    "speed": ["model.speed.smear=true", "model.speed.residual_scalars=true", "model.speed.value_embeddings=alternate"],
+    "windows": ["model.attention_window=4", "model.window_pattern=SL", "model.speed.backout=true"],
 }
 
 
@@ -45,7 +48,8 @@ def test_parts_and_arithmetic_are_the_networks(kit, name):
     assert qkv.copies == 3 and qkv.shape == (heads * 8, 16) and qkv.parameters == 3 * heads * 8 * 16
     order = [part.name for part in parts]
     assert order.index("embed") < order.index("blocks.attention_norm") < order.index("blocks.attention.qkv")
-    assert order.index("blocks.attention.out") < order.index("blocks.mlp.down") < order.index("norm")
+    last = next(name for name in order if name.startswith("blocks.mlp.") and name.endswith("down"))
+    assert order.index("blocks.attention.out") < order.index(last) < order.index("norm")
 
 
 def test_the_table_of_the_report(kit):

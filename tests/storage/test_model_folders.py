@@ -15,6 +15,7 @@ from minigpt.storage import (
     load_model_config,
     load_state,
     lock_folder,
+    require_trust,
     resolve_model,
     save_checkpoint,
     save_model,
@@ -64,8 +65,6 @@ def test_config_json_is_flat_and_says_what_it_is(folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gpt2"}, "is a Hugging Face 'gpt2' folder; this version of minigpt reads only its own"),
-        ({"model_type": "llama", "format_version": ...}, "Hugging Face 'llama' folder"),
         ({"model_type": ...}, "has no model_type"),
         ({"format_version": 2}, "newer minigpt .format_version 2"),
         ({"format_version": ...}, "format_version=None"),
@@ -81,6 +80,19 @@ def test_wrong_configs_are_one_sentence(folder, changes, message):
         with pytest.raises(RequestError, match=message) as caught:
             read(folder)
         assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_folder_of_another_kind_is_found_but_read_elsewhere(folder):
+    edit(folder, model_type="llama")
+    assert resolve_model(folder).path == folder
+    require_trust(folder)  # which no code of its own needs
+    with pytest.raises(RequestError, match=r"is a Hugging Face 'llama' folder, .* with minigpt import"):
+        load_model_config(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(RequestError, match=r"no model\.safetensors, no pytorch_model\.bin and no index"):
+        resolve_model(folder)
+    (folder / "pytorch_model.bin.index.json").write_text("{}")
+    assert resolve_model(folder).path == folder
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe", b"[" * 100_000])

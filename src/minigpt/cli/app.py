@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from minigpt.cli import data, evaluate, generate, report, tokenizer, train
+from minigpt.cli import data, evaluate, exchange, generate, merge, report, tokenizer, train
 from minigpt.cli.config_help import ConfigCommand
 from minigpt.cli.help import CONTEXT, Command, Group
 
@@ -44,5 +44,8 @@ app.command("generate", cls=Command)(generate.generate)
 app.command("eval", cls=Command)(evaluate.evaluate)
 app.command("perplexity", cls=Command)(evaluate.perplexity)
 app.command("report", cls=Command)(report.report)
+app.command("import", cls=Command)(exchange.import_)
+app.command("export", cls=Command)(exchange.export)
+app.command("merge", cls=Command)(merge.merge)
 app.add_typer(tokenizer.app, name="tokenizer", cls=Group)
 app.add_typer(data.app, name="data", cls=Group)

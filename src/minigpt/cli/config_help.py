@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from minigpt.cli.help import Command
 from minigpt.config import Config, fields, preset_names
+from minigpt.config.depth import DEEPEST, SHALLOWEST
 from minigpt.config.yaml import dump_yaml
 
 COLUMN = 34
@@ -19,7 +20,8 @@ class ConfigCommand(Command):
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         super().format_epilog(ctx, formatter)
         with formatter.section("Presets (give one as CONFIG, or build on it in a file with preset: NAME)"):
-            formatter.write_dl([(name, preset_summary(name)) for name in preset_names()])
+            dial = f"d{SHALLOWEST} ... d{DEEPEST}", "So many layers; width, rates, batch and length of the run follow."
+            formatter.write_dl([(name, preset_summary(name)) for name in preset_names()] + [dial])
         known = fields()
         for section, field in Config.model_fields.items():
             rows = [

@@ -18,8 +18,9 @@ from pydantic import ValidationError
 
 from minigpt.config import GenerationConfig, ModelConfig, RequestError
 from minigpt.inference.engine import Generation, generate, generate_stream
+from minigpt.interop.huggingface.reading import build_model
 from minigpt.model import GPT
-from minigpt.storage import build_model, resolve_model
+from minigpt.storage import resolve_model
 from minigpt.tokenizer import Tokenizer, load_tokenizer
 
 log = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ def load(
     dtype: str | torch.dtype | None = None,
     trust_code: bool | None = None,
 ) -> LoadedModel:
-    """Load a run, a checkpoint or a model folder for inference (evaluation mode, no gradients).
+    """Load a run, a checkpoint or a model folder, Hugging Face's too, for inference (evaluation mode, no gradients).
 
     device: `auto` (CUDA, else Apple's GPU, else the CPU) or a PyTorch device. threads: CPU threads of this process;
     default leaves

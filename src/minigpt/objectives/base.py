@@ -33,7 +33,10 @@ class Objective(Protocol):
         """Validation row number `index` < `validation_rows`."""
 
     def training_step(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int, dict[str, float]]:
-        """(sum of the loss, number of valid targets, metrics) of a batch of stacked rows (B, T)."""
+        """(sum of the loss, number of valid targets, metrics) of a batch of stacked rows (B, T).
+
+        A loss made of a `GPT`'s logits, and not by giving it `targets`, is passed through `GPT.routers.attach`.
+        """
 
     def validation_step(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int, dict[str, float]]:
         """The same for a validation batch; a metric `bytes` (UTF-8 bytes of the targets) gives bits per byte."""

@@ -3,6 +3,8 @@
 `config.json` holds `"model_type": "minigpt"`, a `format_version` and the fields of `ModelConfig` beside them. A
 checkpoint is such a folder with more in it.
 
+Folders of another model type are Hugging Face's: here they are only found, `minigpt.interop` reads them.
+
 A part of the network that is a class of the user's own comes with its file, so that the folder can be moved and given
 away. Whoever loads such a folder runs that file, and must say that this is all right (`require_trust`).
 """
@@ -31,6 +33,10 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer.bin")
 """The file by which a tokenizer is known, the first that is there: some have no tokenizer.json that says the same."""
+TOKENIZER_PAIR = ("vocab.json", "merges.txt")
+"""The two files that older Hugging Face folders have instead."""
+FOREIGN_WEIGHTS = (WEIGHTS_FILE, f"{WEIGHTS_FILE}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""One of these holds a Hugging Face folder's weights, or says which files do; the first that is there is taken."""
 _NOT_CONFIG = ("model_type", "format_version", "extra")
 
 
@@ -88,7 +94,10 @@ def write_model(
 
 def find_tokenizer(folder: Path) -> Path | None:
     """The file of the tokenizer in a model folder, to be loaded with what is beside it; None if it has none."""
-    return next((folder / name for name in TOKENIZER_FILES if (folder / name).is_file()), None)
+    found = next((folder / name for name in TOKENIZER_FILES if (folder / name).is_file()), None)
+    if found is None and all((folder / name).is_file() for name in TOKENIZER_PAIR):
+        return folder / TOKENIZER_PAIR[0]
+    return found
 
 
 def read_model_json(folder: Path) -> dict[str, Any]:
@@ -109,13 +118,18 @@ def read_model_json(folder: Path) -> dict[str, Any]:
     return content
 
 
+def is_own(folder: Path) -> bool:
+    """Whether a model folder is minigpt's, and not one of Hugging Face's; `RequestError` if it is no model folder."""
+    return bool(read_model_json(folder)["model_type"] == MODEL_TYPE)
+
+
 def load_model_config(folder: Path) -> ModelConfig:
     """The checked model section of config.json; `RequestError` for other kinds of folder and newer formats."""
     content = read_model_json(folder)
     if content["model_type"] != MODEL_TYPE:
         raise RequestError(
-            f"{folder} is a Hugging Face '{content['model_type']}' folder; this version of minigpt reads only its own "
-            "model folders"
+            f"{folder} is a Hugging Face '{content['model_type']}' folder, and this needs one of minigpt's own: make "
+            "one of it with minigpt import"
         )
     version = content.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
@@ -148,7 +162,8 @@ def load_state(folder: Path, device: "str | torch.device" = "cpu") -> "dict[str,
 
 def require_trust(folder: Path, trust_code: bool | None = None) -> None:
     """RequestError if loading the folder would run code of its own (see `minigpt.config.extension.require_trust`)."""
-    extension.require_trust([load_model_config(folder).mlp], f"the model {folder}", trust_code)
+    if is_own(folder):  # no other kind can bring code along
+        extension.require_trust([load_model_config(folder).mlp], f"the model {folder}", trust_code)
 
 
 def build_model(folder: Path, device: "str | torch.device" = "cpu", trust_code: bool | None = None) -> "GPT":

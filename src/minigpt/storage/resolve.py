@@ -7,7 +7,14 @@ from pathlib import Path
 from minigpt.config import RequestError
 from minigpt.storage.atomic import MANIFEST, CorruptFolderError
 from minigpt.storage.checkpoint import CHECKPOINTS, POINTERS, newest_good, resolve_pointer, step_of, verify_model
-from minigpt.storage.model_folder import CONFIG_FILE, WEIGHTS_FILE, find_tokenizer, load_model_config
+from minigpt.storage.model_folder import (
+    CONFIG_FILE,
+    FOREIGN_WEIGHTS,
+    WEIGHTS_FILE,
+    find_tokenizer,
+    is_own,
+    load_model_config,
+)
 
 MODEL_FOLDER = "model"
 RUN_CONFIG = "config.yaml"
@@ -18,7 +25,7 @@ class ModelFolder:
     """Where a model was found."""
 
     path: Path
-    """The folder with config.json and model.safetensors."""
+    """The folder with config.json and the weights: minigpt's own, or a Hugging Face folder."""
     tokenizer_path: Path | None
     """The file of its tokenizer (tokenizer.json, mostly), if it has one."""
     step: int | None
@@ -26,7 +33,8 @@ class ModelFolder:
 
 
 def resolve_model(path: Path | str, log: Callable[[str], None] | None = None) -> ModelFolder:
-    """Find the model that a command was given: a model folder, a checkpoint, a run folder, or `checkpoints/last|best`.
+    """Find the model that a command was given: a model folder (ours or Hugging Face's), a checkpoint, a run folder, or
+    `checkpoints/last|best`.
 
     Of a run folder it is `model/` once the run is finished and the newest good checkpoint until then; damaged ones are
     passed over with a line to `log` and left where they are. Takes no lock: a run may go on meanwhile. What has a
@@ -35,7 +43,7 @@ def resolve_model(path: Path | str, log: Callable[[str], None] | None = None) ->
     path = Path(path)
     if path.name in POINTERS and path.parent.name == CHECKPOINTS and not path.is_dir():
         return _found(resolve_pointer(path, log))
-    if path.name in (CONFIG_FILE, WEIGHTS_FILE):
+    if path.name in (CONFIG_FILE, *FOREIGN_WEIGHTS):
         path = path.parent
     if not path.exists():
         raise RequestError(f"model {path} does not exist")
@@ -68,7 +76,12 @@ def resolve_model(path: Path | str, log: Callable[[str], None] | None = None) ->
 
 
 def _found(folder: Path) -> ModelFolder:
-    load_model_config(folder)
-    if not (folder / WEIGHTS_FILE).is_file():
-        raise RequestError(f"{folder} is not a whole model folder: it has no {WEIGHTS_FILE}")
+    own = is_own(folder)
+    if own:
+        load_model_config(folder)
+    if not any((folder / name).is_file() for name in ((WEIGHTS_FILE,) if own else FOREIGN_WEIGHTS)):
+        raise RequestError(
+            f"{folder} is not a whole model folder: it has no {WEIGHTS_FILE}"
+            + ("" if own else f", no {FOREIGN_WEIGHTS[2]} and no index of several such files")
+        )
     return ModelFolder(folder, find_tokenizer(folder), step_of(folder))

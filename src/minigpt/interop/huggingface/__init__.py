@@ -1,0 +1,1 @@
+"""Hugging Face folders: configuration, weights and names of each family, in and out."""
