@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,21 @@ pytest.importorskip("transformers")
 
 import random_hf
 import random_moe
+from pydantic import ValidationError
 from random_hf import VOCABULARY, logits, some_ids
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from minigpt.config import ModelConfig, RequestError, WorkError, load_config, preset_names
-from minigpt.interop.exporting import ExportSource, export_model
+from minigpt.config import GenerationConfig, ModelConfig, RequestError, WorkError, load_config, preset_names
+from minigpt.inference import generate
+from minigpt.interop import import_model
+from minigpt.interop.exporting import ExportSource, export_model, open_source
 from minigpt.interop.huggingface import writing
 from minigpt.interop.huggingface.families import FAMILIES
 from minigpt.interop.huggingface.reading import build_model, read_config
 from minigpt.interop.meaning import differences
 from minigpt.model import GPT
 from minigpt.tokenizer import Tokenizer, load_tokenizer, train_bpe
+from minigpt.tokenizer.unified import Inexact
 
 TOLERANCE = 1e-4  # of the largest logit or 1: fp32 sums in another order
 KINDS = random_hf.KINDS | random_moe.KINDS
@@ -107,6 +112,71 @@ def test_models_that_families_represent(model_type: str, seed: int, tmp_path: Pa
     check_family(model_type, seed, tmp_path)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", KINDS)
+def test_greedy_text_after_export(model_type: str, tmp_path: Path):
+    model = build(FAMILIES[model_type].read(KINDS[model_type](random.Random(30))), 30)
+    export(model, tmp_path / "out")
+    prompt = some_ids(30, rows=1, length=7)
+    length = model.config.context_length - 8
+    config = GenerationConfig(max_new_tokens=length, temperature=0)
+    wanted = generate(model, None, [prompt[0].tolist()], config)[0].ids
+    network = in_transformers(tmp_path / "out")
+    assert network.generate(prompt, max_new_tokens=length, do_sample=False)[0, 7:].tolist() == wanted
+
+
+MUTATIONS: dict[str, list[Any]] = {
+    "norm": ["rmsnorm", "layernorm"],
+    "norm_weight": [True, False],
+    "norm_place": ["pre", "post", "sandwich"],
+    "parallel_residual": [True, False],
+    "embedding_norm": [True],
+    "position": ["rope", "learned"],
+    "partial_rotary_factor": [0.5, 1.0],
+    "qk_norm": ["none", "head", "full"],
+    "attention_window": [None, 3],
+    "window_pattern": ["S", "SL", "L"],
+    "rope_local_theta": [None, 50.0],
+    "attention_scale": [None, 0.2],
+    "attention_softcap": [None, 2.0],
+    "mlp": ["swiglu", "geglu", "geglu_tanh", "gelu", "gelu_tanh", "relu", "relu2"],
+    "tie_embeddings": [True, False],
+    "embedding_multiplier": [1.0, 2.5],
+    "residual_multiplier": [1.0, 0.4],
+    "logit_multiplier": [1.0, 0.3],
+    "bias": [True, False],
+    "qkv_bias": [True, False],
+    "out_bias": [True, False],
+    "mlp_bias": [True, False],
+    "norm_bias": [True, False],
+    "logit_softcap": [None, 3.0],
+    "n_kv_head": [1, None],
+    "vocab_multiple": [1, 16],
+    "rope_scaling": [{"kind": "ntk", "factor": 3.0}, {"kind": "linear", "factor": 2.0}],
+    "moe": [{"n_expert": 0}, {"n_expert": 3, "n_expert_used": 2, "normalize": False, "weight_scale": 1.5}],
+}
+"""Values that options of a model of some family are changed to, most of which leave the family."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", KINDS)
+def test_what_is_not_refused_is_exact(model_type: str, tmp_path: Path):
+    rng = random.Random(model_type)
+    exported = 0
+    for number in range(40):
+        fields = FAMILIES[model_type].read(KINDS[model_type](rng)).model_dump()
+        for key in rng.sample(sorted(MUTATIONS), rng.randint(1, 3)):
+            fields[key] = rng.choice(MUTATIONS[key])
+        try:
+            model = build(ModelConfig.model_validate(fields), number)
+            export(model, tmp_path / str(number))
+        except (RequestError, ValidationError):
+            continue
+        check_same(model, tmp_path / str(number), number)
+        exported += 1
+    assert exported >= 4
+
+
 GPT2 = {"norm": "layernorm", "position": "learned", "mlp": "gelu_tanh", "qk_norm": "none"}
 REWRITTEN = {
     "biases and norms": (GPT2 | {"norm_weight": False}, "GPT2LMHeadModel"),
@@ -163,7 +233,7 @@ def test_what_no_class_represents_is_refused_with_the_nearest(keys: dict[str, An
 
 @pytest.fixture(scope="module")
 def bpe() -> Tokenizer:
-    return train_bpe(TEXTS, 300)
+    return train_bpe(TEXTS, 300, special_tokens=("<|endoftext|>", "<|im_end|>"))
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
@@ -209,10 +279,15 @@ def test_a_chat_template_goes_along(bpe: Tokenizer, tmp_path: Path):
     template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
     bpe.save(tmp_path)
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": template}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps(settings | {"chat_template": template, "eos_token": "<|im_end|>"})
+    )
     model = build(tiny(vocab_size=bpe.vocab_size))
     export(model, tmp_path / "out", tokenizer=load_tokenizer(tmp_path))
     theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert theirs.eos_token == "<|im_end|>"
+    network = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert network.generation_config.eos_token_id == sorted({bpe.eot_id, theirs.eos_token_id})
     said = theirs.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
     assert said == "user: hi\n"
 
@@ -301,3 +376,25 @@ def test_presets_go_where_they_say(preset: str, architecture: str | None):
 
 def test_some_presets_say_where_they_go():
     assert {None, "Qwen3ForCausalLM", "GPT2LMHeadModel"} <= {architecture for _, architecture in preset_targets()}
+
+
+def test_stories260k_writes_the_same_text_in_transformers(test_data: Callable[[str], Path], tmp_path: Path):
+    folder = test_data("weights/stories260K")
+    import_model(folder / "stories260K.bin", tmp_path / "ours", tokenizer=folder / "tok512.bin")
+    export_model(open_source(str(tmp_path / "ours")), tmp_path / "out", "hf")
+    wanted = json.loads((folder / "reference_float64.json").read_text())["greedy_ids"]
+    network = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    prompt = torch.tensor([wanted[:1]])
+    ids = network.generate(prompt, max_new_tokens=len(wanted) - 1, do_sample=False, eos_token_id=None)[0]
+    assert ids.tolist() == wanted
+    ours, theirs = load_tokenizer(tmp_path / "ours"), AutoTokenizer.from_pretrained(tmp_path / "out")
+    text = "Once upon a time, there was a little girl named Lily. 🙂"
+    assert theirs.encode(text) == ours.encode(text) and theirs.decode(wanted[1:]) == ours.decode(wanted[1:])
+
+
+def test_a_tokenizer_that_no_json_says_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, test_data: Any):
+    words = load_tokenizer(test_data("weights/stories260K") / "tok512.bin")
+    monkeypatch.setattr(type(words), "_translation", Inexact("the translation gives other ids for 'x'"))
+    with pytest.raises(RequestError, match=r"cannot be exported as tokenizer\.json: .* use its own file"):
+        export(build(tiny(vocab_size=512)), tmp_path / "out", tokenizer=words)
+    assert not list(tmp_path.iterdir())

@@ -11,11 +11,14 @@ gguf = pytest.importorskip("gguf")
 import tokenizers  # noqa: E402
 
 from minigpt.config import ModelConfig, RequestError, WorkError  # noqa: E402
+from minigpt.inference import load  # noqa: E402
+from minigpt.interop import import_model  # noqa: E402
 from minigpt.interop.exporting import ExportSource, export_model  # noqa: E402
 from minigpt.interop.gguf import read_gguf, writing  # noqa: E402
 from minigpt.interop.gguf.architectures import find, represent  # noqa: E402
 from minigpt.interop.gguf.modelfile import is_chatml  # noqa: E402
 from minigpt.interop.gguf.reading import GGUFSource  # noqa: E402
+from minigpt.interop.gguf.rebuilding import rebuilt_tokenizer  # noqa: E402
 from minigpt.interop.gguf.tokens import vocabulary  # noqa: E402
 from minigpt.interop.huggingface.family import Family  # noqa: E402
 from minigpt.interop.meaning import differences  # noqa: E402
@@ -343,3 +346,34 @@ def test_without_the_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(RequestError, match=r'pip install "minigpt\[gguf\]"'):
         exported(tmp_path, {})
+
+
+def test_import_gives_the_model_and_its_tokenizer_back(tmp_path):
+    for pattern in ("gpt2", "llama3"):
+        tok = train_bpe([TEXT * 20], 297, pattern, ("<|endoftext|>", "<|user|>"))
+        model, path, _ = exported(tmp_path / pattern, {}, tok=tok)
+        import_model(path, tmp_path / f"{pattern} model")
+        again = load(tmp_path / f"{pattern} model", device="cpu")
+        assert not differences(model.config, again.config)
+        for name, tensor in model.state_dict().items():
+            assert again.model.state_dict()[name].equal(tensor)
+        assert again.tokenizer.special_tokens == tok.special_tokens and again.tokenizer.eot_id == tok.eot_id
+        assert [again.tokenizer.token_bytes(i) for i in range(297)] == [tok.token_bytes(i) for i in range(297)]
+        for text in (TEXT, "x<|user|>y<|endoftext|>", "a  \n 123456'LL é"):
+            assert again.tokenizer.encode(text) == tok.encode(text)
+            assert again.tokenizer.encode(text, allow_special=True) == tok.encode(text, allow_special=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokenizer.ggml.model": "t5"}, "GGUF's tokenizer 't5' cannot be taken over"),
+        ({"tokenizer.ggml.pre": "tekken"}, "splitting rule 'tekken' is not known here"),
+        ({"tokenizer.ggml.token_type": [1]}, "is damaged"),
+        ({"tokenizer.ggml.merges": ["q zz"]}, "cannot be used"),
+    ],
+)
+def test_tokenizers_of_files_that_cannot_be_ours(change, message):
+    keys = vocabulary(tokenizer(), random_model({}).config).keys
+    with pytest.raises(RequestError, match=message):
+        rebuilt_tokenizer({**keys, **change})

@@ -74,14 +74,29 @@ def check_export(model_type: str, seed: int, folder: Path) -> None:
         assert not differences(config, family.read(old)), (model_type, seed)
 
 
-@pytest.mark.parametrize("model_type", KINDS)
-def test_a_random_model_of_each_family(model_type: str, tmp_path: Path):
+@pytest.mark.parametrize("model_type", ["gpt2", "llama", "qwen3", "olmo2", "gemma3_text", "gpt_neox"])
+def test_a_random_model_of_the_most_different_families(model_type: str, tmp_path: Path):
     check_import(model_type, 1, tmp_path / "theirs")
     check_export(model_type, 2, tmp_path / "ours")
 
 
+@pytest.mark.parametrize("model_type", KINDS)
+def test_each_family_says_what_it_reads_and_knows_every_tensor(model_type: str):
+    family = FAMILIES[model_type]
+    for seed in range(3):
+        config = family.read(KINDS[model_type](random.Random(seed)))
+        assert not unrepresented(family, config), (model_type, seed)
+        state = GPT(config, generator=torch.Generator().manual_seed(seed)).state_dict()
+        theirs = dict(to_theirs(family.rules(config), state))
+        assert len(theirs) == sum(len(rule.theirs) for rule in family.rules(config)), "no name twice"
+        assert all(name.startswith(family.prefix) or name == family.head for name in theirs)
+        again = dict(to_ours(family.rules(config), theirs.__getitem__))
+        assert again.keys() == state.keys()
+        assert all(torch.allclose(again[name], state[name], atol=1e-7) for name in state), (model_type, seed)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3, 27))
+@pytest.mark.parametrize("seed", range(1, 27))
 @pytest.mark.parametrize("model_type", KINDS)
 def test_many_random_models_of_each_family(model_type: str, seed: int, tmp_path: Path):
     theirs, ours = check_import(model_type, seed, tmp_path / "theirs")

@@ -172,9 +172,10 @@ def test_a_token_does_not_see_the_others():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_grouped_product_gives_the_same(monkeypatch, dtype):
-    """PyTorch's kernel for all experts at once, as it is on the CPU, beside a product for each."""
-    layer, generator = MoE(config(n_expert=5)).to(dtype), torch.Generator().manual_seed(0)
-    init_weights(layer, config(n_expert=5), generator)
+    """PyTorch's kernel for all experts at once, as it is on the CPU, beside a product for each; one has no tokens."""
+    layer, generator = MoE(config(n_expert=5, balance="bias")).to(dtype), torch.Generator().manual_seed(0)
+    init_weights(layer, config(), generator)
+    layer.balance_bias[3] = -9.0
     x = tokens(2, 30).to(dtype)
     results = []
     for grouped in (False, True):
@@ -183,6 +184,7 @@ def test_the_grouped_product_gives_the_same(monkeypatch, dtype):
         x = x.detach().requires_grad_()
         y = layer(x)
         y.backward(torch.ones_like(y))
+        assert not layer.experts.down.grad[3].any() and not layer.experts.gate_up.grad[3].any()
         results.append([y, x.grad, *(p.grad for p in layer.parameters())])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other)

@@ -25,8 +25,8 @@ class Imported:
     """Its architecture, `vocab_size` set."""
     tensors: "Iterator[tuple[str, Tensor]]"
     """Every tensor by our name, fp32 on the CPU, one after the other; it can be gone through once."""
-    tokenizer: Path | None = None
-    """The file or folder of its tokenizer, if it has one."""
+    tokenizer: Path | Tokenizer | None = None
+    """Its tokenizer, or the file or folder of it, if it has one."""
     notes: list[str] = field(default_factory=list)
     """What people should know, one sentence each."""
 
@@ -117,12 +117,9 @@ def _read_file(path: Path) -> Imported:
     except OSError as error:
         raise read_error(path.parent, path.name, error) from error
     if magic == GGUF_MAGIC:
-        from minigpt.interop.gguf.reading import GGUFSource
+        from minigpt.interop.gguf.reading import import_gguf
 
-        found = GGUFSource(path)
-        return Imported(
-            found.config, found.tensors(), notes=[f"the tokenizer of {path.name} is left out: give --tokenizer"]
-        )
+        return Imported(*import_gguf(path))
     if path.suffix in (".pt", ".pth", ".ckpt") or (path.suffix == ".bin" and zipfile.is_zipfile(path)):
         from minigpt.interop.nanogpt import read_nanogpt
 
@@ -141,8 +138,8 @@ def _read_file(path: Path) -> Imported:
 
 def _own_tokenizer(imported: Imported, log: Callable[[str], None]) -> Tokenizer | None:
     """The tokenizer that came with the model; one that cannot be used is left out, with the reason."""
-    if imported.tokenizer is None:
-        return None
+    if not isinstance(imported.tokenizer, Path):
+        return imported.tokenizer
     try:
         return load_tokenizer(imported.tokenizer)
     except RequestError as error:

@@ -30,7 +30,7 @@ class Experts(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         n_expert, C, inner = config.moe.n_expert, config.n_embd, config.expert_size
-        self.n_expert, self.gated = n_expert, config.mlp in GATED
+        self.gated = config.mlp in GATED
         if self.gated:
             self.gate_up = nn.Parameter(torch.empty(n_expert, 2 * inner, C))
         else:
@@ -39,11 +39,11 @@ class Experts(nn.Module):
         assert isinstance(config.mlp, str)  # the config refuses experts of the user's own
         activation = MLPS[config.mlp][1]
         self.activation = partial(gated, activation) if self.gated else activation
-        self._by_slices: Callable[..., Tensor] = _by_slices
+        self._compute: Callable[..., Tensor] = _compute
 
     def stay_uncompiled(self) -> None:
         """Call it before the module around is compiled: only running shows how many rows each expert has."""
-        self._by_slices = _uncompiled_by_slices()
+        self._compute = _uncompiled_compute()
 
     def forward(self, x: Tensor, chosen: Tensor) -> Tensor:
         """What each token's experts make of it.
@@ -57,14 +57,7 @@ class Experts(nn.Module):
         """
         dtype = compute_dtype(self.down)
         x, first, down = x.to(dtype), (self.gate_up if self.gated else self.up).to(dtype), self.down.to(dtype)
-        if not has_grouped_product(first) or not has_grouped_product(down):
-            return self._by_slices(x, first, down, chosen, self.activation)
-        if torch.compiler.is_compiling():  # the compiler decides by itself what to keep
-            rows = sort_by_expert(chosen, self.n_expert)
-            hidden = F.grouped_mm(x[rows.tokens], first.transpose(1, 2), offs=rows.ends)
-            out = F.grouped_mm(self.activation(hidden), down.transpose(1, 2), offs=rows.ends)
-            return out[rows.places].view(*chosen.shape, -1)
-        return _apply(x, first, down, sort_by_expert(chosen, self.n_expert), None, self.activation)
+        return self._compute(x, first, down, chosen, self.activation)
 
 
 class SortedRows(NamedTuple):
@@ -98,22 +91,17 @@ def has_grouped_product(weight: Tensor) -> bool:
     return weight.is_cuda and weight.dtype == torch.bfloat16 and aligned
 
 
-def _by_slices(x: Tensor, first: Tensor, down: Tensor, chosen: Tensor, activation: Activation) -> Tensor:
-    """`_apply`, an expert at a time: how many rows each one has must be known here."""
+def _compute(x: Tensor, first: Tensor, down: Tensor, chosen: Tensor, activation: Activation) -> Tensor:
+    """`Experts.forward` with these weights, all of one dtype."""
     rows = sort_by_expert(chosen, first.size(0))
-    return _apply(x, first, down, rows, rows.ends.tolist(), activation)
+    grouped = has_grouped_product(first) and has_grouped_product(down)
+    y: Tensor = _ExpertRows.apply(x, first, down, *rows, None if grouped else rows.ends.tolist(), activation)
+    return y
 
 
 @cache  # one function for all layers, so that they share a compilation; not a decorator, which imports the compiler
-def _uncompiled_by_slices() -> Callable[..., Tensor]:
-    return torch.compiler.disable(_by_slices)
-
-
-def _apply(
-    x: Tensor, first: Tensor, down: Tensor, rows: SortedRows, ends: list[int] | None, activation: Activation
-) -> Tensor:
-    y: Tensor = _ExpertRows.apply(x, first, down, *rows, ends, activation)
-    return y
+def _uncompiled_compute() -> Callable[..., Tensor]:
+    return torch.compiler.disable(_compute)
 
 
 class _ExpertRows(torch.autograd.Function):
@@ -175,7 +163,9 @@ def _rows_times(rows: Tensor, weights: Tensor, ends: Tensor, slices: list[int] |
 def _outer(a: Tensor, b: Tensor, ends: Tensor, slices: list[int] | None) -> Tensor:
     """The sum of the outer products of each expert's rows: (R, P) and (R, K) to (E, P, K), zeros without rows."""
     if slices is None:
-        return F.grouped_mm(a.t(), b, offs=ends)
+        empty = ends.diff(prepend=ends.new_zeros(1)) == 0
+        # the kernel writes nothing for experts without rows on some GPUs (pytorch/pytorch issue 172439)
+        return F.grouped_mm(a.t(), b, offs=ends).masked_fill_(empty[:, None, None], 0)
     out = a.new_empty(len(slices), a.size(1), b.size(1))
     for expert, (start, end) in enumerate(zip([0, *slices], slices, strict=False)):
         torch.mm(a[start:end].t(), b[start:end], out=out[expert])

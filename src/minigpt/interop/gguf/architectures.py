@@ -19,6 +19,7 @@ from minigpt.interop.gguf.tensors import rules
 from minigpt.interop.gguf.windows import Windows
 from minigpt.interop.meaning import differences
 
+LISTED = 6  # of a list with an entry for each layer, in a message
 _RMS = {"norm": "rmsnorm", "norm_place": "pre", "position": "rope", "mlp": "swiglu"}
 _LAYER = {"norm": "layernorm", "norm_place": "pre", "position": "rope", "mlp": "gelu_tanh"}
 _GEMMA = {**_RMS, "norm_place": "sandwich", "mlp": "geglu_tanh"}
@@ -242,5 +243,5 @@ def _value(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, list):
-        return "[" + ",".join(map(_value, value)) + "]"
+        return "[" + ",".join(map(_value, value[:LISTED])) + (",..." if len(value) > LISTED else "") + "]"
     return f"{value:g}" if isinstance(value, float) else str(value)

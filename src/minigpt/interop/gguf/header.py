@@ -75,7 +75,7 @@ class _Cursor:
 
 
 def read_header(data: NDArray[np.uint8]) -> tuple[dict[str, Any], dict[str, TensorEntry]]:
-    """Keys and tensors of a file, mapped into memory as bytes. ValueError: it is no whole GGUF file, with the reason."""
+    """Keys and tensors of a file that is mapped into memory. ValueError: it is no whole GGUF file, with the reason."""
     cursor = _Cursor(data)
     if cursor.take(4) != MAGIC or cursor.whole(4) not in VERSIONS:
         raise ValueError(f"it does not begin as GGUF of version {' or '.join(map(str, VERSIONS))} does")

@@ -14,10 +14,12 @@ from minigpt.interop.gguf.architecture import Architecture
 from minigpt.interop.gguf.architectures import find
 from minigpt.interop.gguf.header import read_header
 from minigpt.interop.gguf.library import gguf_library
+from minigpt.interop.gguf.rebuilding import rebuilt_tokenizer
 from minigpt.interop.gguf.tensors import TABLE_TENSOR, rules
 from minigpt.interop.tensors import check_source, to_ours
 from minigpt.model import GPT
 from minigpt.storage.atomic import CorruptFolderError, read_error
+from minigpt.tokenizer import Tokenizer
 
 TABLE_TOLERANCE = 1e-6  # relative: a table of 32 bits, made from numbers of 32 bits
 
@@ -95,6 +97,18 @@ def read_gguf(path: Path) -> GPT:
     """The model of a file in fp32, in evaluation mode; errors as for `GGUFSource`."""
     source = GGUFSource(path)
     return build(source.config, source.tensors())
+
+
+def import_gguf(path: Path) -> tuple[ModelConfig, Iterator[tuple[str, Tensor]], Tokenizer | None, list[str]]:
+    """What an import takes of a file: configuration, tensors, tokenizer (None if it cannot be ours), what to tell."""
+    source = GGUFSource(path)
+    tokenizer, notes = None, []
+    if source.keys.get("tokenizer.ggml.model", "no_vocab") != "no_vocab":
+        try:
+            tokenizer = rebuilt_tokenizer(source.keys)
+        except RequestError as error:
+            notes.append(str(error))
+    return source.config, source.tensors(), tokenizer, notes
 
 
 def build(config: ModelConfig, tensors: Iterator[tuple[str, Tensor]]) -> GPT:

@@ -1,7 +1,7 @@
-"""Models of Hugging Face's hub by name, through its own library, so that they are kept where its other users keep them.
+"""Models of Hugging Face's hub by name, through its own library, so that they are kept where others keep them too.
 
-`HF_ENDPOINT`, `HF_HUB_OFFLINE`, `HF_HOME` and `HF_TOKEN` mean what they mean everywhere. `MINIGPT_MIRROR` stands for the
-hub too where `HF_ENDPOINT` is not set, and gets no token.
+`HF_ENDPOINT`, `HF_HUB_OFFLINE`, `HF_HOME` and `HF_TOKEN` mean what they mean everywhere. `MINIGPT_MIRROR` stands for
+the hub too where `HF_ENDPOINT` is not set, and gets no token.
 """
 
 import contextlib

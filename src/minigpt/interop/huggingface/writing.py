@@ -44,12 +44,12 @@ def export_hf(source: ExportSource, folder: Path, dtype: str, log: Log) -> Path:
     rules = as_theirs.family.rules(as_theirs.config)
     rounded = dict(_rounded(to_theirs(rules, state), kind))
 
-    special = _special_ids(source.tokenizer)
+    words = source.tokenizer
+    settings = {} if words is None else _write_tokenizer(words, folder, source.config.context_length)
+    special = _special_ids(words, settings)
     write_weights(folder, rounded.items(), SHARD_BYTES)
     _write_json(folder / "config.json", _config_json(as_theirs, dtype, special))
-    _write_json(folder / "generation_config.json", {"_from_model_config": True, **special})
-    if source.tokenizer is not None:
-        _write_tokenizer(source.tokenizer, folder, source.config.context_length)
+    _write_json(folder / "generation_config.json", _generation_json(words, special))
     log(f"written as {as_theirs.family.architecture}" + _because(as_theirs))
 
     expected = source.model
@@ -120,23 +120,31 @@ def _config_json(as_theirs: Representation, dtype: str, special: dict[str, Any])
     }
 
 
-def _special_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
+def _special_ids(tokenizer: Tokenizer | None, settings: dict[str, Any]) -> dict[str, int | None]:
     """Always written, since what the classes take for granted belongs to other vocabularies."""
-    ids: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-    if tokenizer is not None and tokenizer.eot_id is not None:
-        ids |= {"bos_token_id": tokenizer.eot_id, "eos_token_id": tokenizer.eot_id}
-        if isinstance(tokenizer, PieceTokenizer) and tokenizer.model.begin_id is not None:
-            ids["bos_token_id"] = tokenizer.model.begin_id
+    ids: dict[str, int | None] = {}
+    for name in ("bos", "eos", "pad"):
+        token = settings.get(f"{name}_token")
+        if isinstance(token, dict):  # an AddedToken written out
+            token = token.get("content")
+        ids[f"{name}_token_id"] = None if tokenizer is None else tokenizer.special_tokens.get(token)
     return ids
 
 
-def _write_tokenizer(tokenizer: Tokenizer, folder: Path, context_length: int) -> None:
+def _generation_json(tokenizer: Tokenizer | None, special: dict[str, int | None]) -> dict[str, Any]:
+    """Text ends at the stated end (of a turn, in chat models) and at that of a document."""
+    ends = {special["eos_token_id"], None if tokenizer is None else tokenizer.eot_id} - {None}
+    return {**special, "eos_token_id": sorted(ends) if len(ends) > 1 else next(iter(ends), None)}
+
+
+def _write_tokenizer(tokenizer: Tokenizer, folder: Path, context_length: int) -> dict[str, Any]:
+    """Its files; gives the content of tokenizer_config.json."""
     tokenizer.save(folder)
     path = folder / "tokenizer_config.json"
-    settings = json.loads(path.read_bytes())
-    settings.setdefault("model_max_length", context_length)
+    settings: dict[str, Any] = {"model_max_length": context_length, **json.loads(path.read_bytes())}
     path.unlink()
     _write_json(path, settings)
+    return settings
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -146,7 +154,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 def _because(as_theirs: Representation) -> str:
     if not as_theirs.rewritten:
         return ""
-    return f" (without loss: the class always has other values of {', '.join(as_theirs.rewritten)})"
+    return f", the same function with another {', '.join(as_theirs.rewritten)}"
 
 
 def _network(as_theirs: Representation, state: dict[str, Tensor]) -> GPT:
@@ -163,8 +171,11 @@ def _verify(folder: Path, architecture: str, expected: GPT, log: Log) -> None:
     if importlib.util.find_spec("transformers") is None:
         log("not run by transformers, which is not installed")
         return
-    import transformers
-
+    try:
+        import transformers
+    except Exception as error:  # whatever a broken installation raises
+        log(f"not run by transformers, which cannot be imported: {error}")
+        return
     if not hasattr(transformers, architecture):
         log(f"not run by transformers: its version {transformers.__version__} has no {architecture}")
         return
