@@ -39,6 +39,18 @@ def test_a_real_folder_with_other_sizes(run, test_data, tmp_path):
     assert load_state(out)["position.weight"].shape[0] == 16
 
 
+def test_one_file_where_that_is_asked_for(run, test_data, tmp_path):
+    weights = test_data("weights/stories260K")
+    words = ["--tokenizer", weights / "tok512.bin"]
+    assert run("import", weights / "stories260K.bin", tmp_path / "model", *words).status == 0
+    done = run("export", tmp_path / "model", tmp_path / "one.bin", "--format", "llama2c")
+    assert done.status == 0 and "tokenizer.bin left out: give a folder instead of one.bin to have it too" in done.err
+    assert (tmp_path / "one.bin").read_bytes() == (weights / "stories260K.bin").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "one.bin"]
+    again = run("export", tmp_path / "model", tmp_path / "one.bin", "--format", "llama2c")
+    assert again.status == 2 and "one.bin exists already" in again.complaint
+
+
 @pytest.mark.parametrize(
     "arguments, status, said",
     [

@@ -111,6 +111,12 @@ def test_the_sentence_says_what_would_do():
         (["model.n_embd=33"], ["model.n_embd=33", "model.n_head=2"]),
         (["model.n_head=4", "model.n_kv_head=3"], ["model.n_kv_head=3", "model.n_head=4"]),
         (["model.head_dim=5"], ["model.head_dim=5", "odd rotary width of 5"]),
+        (["model.n_head=32"], ["model.n_embd=32 / model.n_head=32", "odd rotary width of 1"]),
+        (["model.window_pattern=sl"], ["model.window_pattern='sl'", "S (short window) and L"]),
+        (["model.window_pattern="], ["model.window_pattern=''", "S (short window) and L"]),
+        (["model.rope_scaling={kind: ntk, factor: 1e300}"], ["model.rope_scaling.factor=1e+300", "1,000,000"]),
+        (["model.moe.n_expert=4", "model.moe.n_expert_used=1"], ["router", "set model.moe.normalize=false"]),
+        (["model.moe.n_expert=4", "model.bias=true"], ["model.bias=true", "set model.mlp_bias=false"]),
         (["model.partial_rotary_factor=0.2"], ["model.partial_rotary_factor=0.2", "odd rotary width of 3"]),
         (["model.partial_rotary_factor=0.01"], ["nothing to rotate"]),
         (["training.batch_tokens=65"], ["training.batch_tokens=65", "model.context_length=16", "64 or 80"]),
@@ -142,6 +148,11 @@ def test_impossible_combinations(overrides, said):
         (["callbacks.sample.prompt=x"], "callbacks.sample.prompt"),
         (["callbacks.early_stopping.min_delta=0.1"], "callbacks.early_stopping.min_delta"),
         (["training.overfit_batches=1", "evaluation.max_tokens=100"], "evaluation.max_tokens"),
+        (["model.attention_window=16"], "model.attention_window"),
+        (["model.attention_window=4", "model.window_pattern=LLS"], "model.attention_window"),
+        (["model.rope_local_theta=5", "model.attention_window=4", "model.rope_theta=77"], "model.rope_theta"),
+        (["model.rope_scaling.kind=linear"], "model.rope_scaling.kind"),
+        (["model.moe={n_expert: 2}", "model.moe.balance_weight=0.1"], "model.moe.balance_weight"),
         (["model.init_from=x", "model.init_std=0.1"], "model.init_std"),
         (["data.val_fraction=0", "evaluation.every_steps=10"], "evaluation.every_steps"),
         (["evaluation.every_steps=null", "callbacks.early_stopping.patience=3"], "callbacks.early_stopping.patience"),
@@ -151,7 +162,9 @@ def test_impossible_combinations(overrides, said):
 def test_an_option_that_can_have_no_effect_is_refused(overrides, key):
     message = refusal(BASE, overrides)
     assert message.startswith(f"{key}=") and "can have no effect because" in message
-    load_config(BASE, [o for o in overrides if not o.startswith(f"{key}=")])  # the rest alone is fine
+    load_config(
+        BASE, [o for o in overrides if not o.startswith((f"{key}=", "model.window_pattern="))]
+    )  # the rest is fine
 
 
 def test_an_option_that_the_file_sets_in_vain_is_refused_too(tmp_path):

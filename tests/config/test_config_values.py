@@ -144,11 +144,12 @@ def test_every_number_can_be_set_to_its_default(key):
              "vocab_size": ["tokenizer.kind=bpe"], "restart_positions": ["data.document_mask=true"],
              "shuffle_buffer": ["data.streaming=true"],
              "store_cache_gb": ["data.train=s3://bucket/tokens"],
-             "low_freq_factor": ["model.rope_scaling={kind: llama3, original_context: 64}"],
-             "high_freq_factor": ["model.rope_scaling={kind: llama3, original_context: 64}"],
+             "factor": ["model.rope_scaling={kind: yarn, original_context: 64, attention_factor: 2.0}"],
+             "low_freq_factor": ["model.rope_scaling={kind: llama3, factor: 2, original_context: 64}"],
+             "high_freq_factor": ["model.rope_scaling={kind: llama3, factor: 2, original_context: 64}"],
              "balance_rate": ["model.moe={n_expert: 4, balance: bias}"],
              "shared_gate": ["model.moe={n_expert: 4, n_shared: 1}"]}  # fmt: skip
-    sections = {"rope_scaling": ["model.rope_scaling={kind: yarn, original_context: 64}"],
+    sections = {"rope_scaling": ["model.rope_scaling={kind: yarn, factor: 2, original_context: 64}"],
                 "latent": ["model.attention=latent"], "moe": ["model.moe.n_expert=4"]}  # fmt: skip
     section, _, name = key.rpartition(".")
     chosen = [] if name in ("n_expert", "kind") else sections.get(section.removeprefix("model."), [])

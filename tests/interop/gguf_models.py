@@ -84,6 +84,7 @@ CASES: dict[str, tuple[str, dict]] = {
     ),
     "dots1": ("dots1", {"n_kv_head": 2, "moe": SIGMOID}),
     "dots1 with a softmax": ("dots1", {"moe": {**SIGMOID, "router": "softmax", "normalize": False, "balance": "none"}}),
+    "dots1 without shared experts": ("dots1", {"moe": {**SIGMOID, "n_shared": 0, "first_dense": 0}}),
     "deepseek2": ("deepseek2", {**LATENT, "moe": SIGMOID}),
     "deepseek2 with direct queries": (
         "deepseek2",

@@ -187,8 +187,8 @@ def test_numbers_that_do_not_fit(tmp_path):
     ({"embedding_norm": True}, "no model.embedding_norm=true"),
     ({"rope_scaling": {"kind": "llama3", "factor": 8.0, "original_context": 32}}, "llama, has model.qk_norm=none"),
     ({"rope_scaling": {"kind": "yarn", "factor": 8.0, "original_context": 32, "beta_fast": 16.0}}, "rope_scaling"),
-    ({"moe": {"n_expert": 4, "balance": "bias"}}, "model.moe.balance"),
-    ({"moe": {"n_expert": 4, "first_dense": 1}}, "first_dense"),
+    ({"moe": {"n_expert": 4, "balance": "bias"}, "qk_norm": "none"}, "no model.moe.balance|model.moe.balance=none"),
+    ({"moe": {"n_expert": 4, "period": 2, "n_shared": 1}}, "first_dense and model.moe.period"),
     ({"norm": "layernorm"}, "model.qk_norm=none instead of head|model.norm=rmsnorm instead of layernorm"),
     ({"parallel_residual": True}, "no model.parallel_residual=true"),
 ])  # fmt: skip

@@ -11,6 +11,7 @@ import minigpt
 from minigpt.cli import main
 from minigpt.config import RequestError, load_config
 from minigpt.interop import import_model, read_model
+from minigpt.interop.begin import begin_ids
 from minigpt.storage import load_model_config, load_state, resolve_model
 
 TEXT = "the quick brown fox jumps over the lazy dog\n"
@@ -168,3 +169,48 @@ def test_a_tokenizer_that_cannot_be_used_is_left_out_with_a_line(
     assert main(["import", str(tiny_gpt2), str(tmp_path / "out")]) == 0
     assert "without its tokenizer: " in capsys.readouterr().err
     assert resolve_model(tmp_path / "out").tokenizer_path is None
+
+
+# ---- what stands before every text -----------------------------------------------------------------------------------
+
+
+def give_begin(folder: Path, nested: bool) -> int:
+    """Let the tokenizer of a folder put its last token before every text, as Llama 3's does; gives its id."""
+    content = json.loads((folder / "tokenizer.json").read_text())
+    name, token_id = "<|endoftext|>", content["added_tokens"][0]["id"]
+    template = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": name, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {name: {"id": name, "ids": [token_id], "tokens": [name]}},
+    }
+    byte_level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
+    content["post_processor"] = {"type": "Sequence", "processors": [byte_level, template]} if nested else template
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    return int(token_id)
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_a_token_before_every_text_goes_before_prompts(nested: bool, tiny_gpt2: Path, tmp_path: Path):
+    tokenizers = pytest.importorskip("tokenizers")
+    plain = minigpt.load(tiny_gpt2, device="cpu").encode(TEXT)
+    begin = give_begin(tiny_gpt2, nested)
+    theirs = tokenizers.Tokenizer.from_file(str(tiny_gpt2 / "tokenizer.json")).encode(TEXT).ids
+    import_model(tiny_gpt2, tmp_path / "out")
+    import_model(tmp_path / "out", tmp_path / "again", vocab_multiple=8)
+    for folder in (tiny_gpt2, tmp_path / "out", tmp_path / "again"):
+        loaded = minigpt.load(folder, device="cpu")
+        assert loaded.encode(TEXT) == [begin, *plain] == theirs
+        assert loaded.encode([1, 2]) == [1, 2], "ids are as they are given"
+
+
+WRONG = {"single": [{"SpecialToken": {"id": "x"}}], "special_tokens": {"x": {"ids": ["a"]}}}
+NOTHING = {"single": [3], "special_tokens": {}}
+
+
+@pytest.mark.parametrize("template", [None, 3, {}, {"single": []}, WRONG, NOTHING])
+def test_a_template_that_says_nothing(template: Any, tiny_gpt2: Path):
+    content = json.loads((tiny_gpt2 / "tokenizer.json").read_text())
+    processor = {"type": "TemplateProcessing", **template} if isinstance(template, dict) else template
+    (tiny_gpt2 / "tokenizer.json").write_text(json.dumps({**content, "post_processor": processor}))
+    assert begin_ids(tiny_gpt2) == ()

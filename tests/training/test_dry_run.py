@@ -9,7 +9,10 @@ from minigpt.training.setup import activation_bytes
 
 
 def test_a_mixture_of_experts(kit):
-    sizes = {"model__moe": {"n_expert": 4, "n_expert_used": 1, "n_inner": 16}, "training__precision": "bf16"}
+    sizes = {
+        "model__moe": {"n_expert": 4, "n_expert_used": 1, "normalize": False, "n_inner": 16},
+        "training__precision": "bf16",
+    }
     plan = dry_run(kit.config(**sizes))
     model = plan.config.model
     parameters = sum(parameter.numel() for parameter in GPT(model).parameters())

@@ -142,9 +142,30 @@ def model_folder_empty(w):
     return ["generate", str(w.folder / "empty"), "--prompt", "a"]
 
 
-@case(2, "gpt2")
+@case(2, "bert", "it reads gpt2, llama")
 def model_of_another_kind(w):
+    w.put("hf/config.json", json.dumps({"model_type": "bert"}))
+    w.put("hf/model.safetensors", "x")
+    return ["generate", str(w.folder / "hf"), "--prompt", "a"]
+
+
+@case(1, "hf", "model.safetensors is not a whole safetensors file")
+def model_of_hugging_face_damaged(w):
     w.put("hf/config.json", json.dumps({"model_type": "gpt2"}))
+    w.put("hf/model.safetensors", "x")
+    return ["generate", str(w.folder / "hf"), "--prompt", "a"]
+
+
+@case(2, "pytorch_model.bin")
+def model_of_hugging_face_without_weights(w):
+    w.put("hf/config.json", json.dumps({"model_type": "gpt2"}))
+    return ["import", str(w.folder / "hf"), str(w.folder / "out")]
+
+
+@case(2, "LlamaForCausalLM", "hidden_act='tanh'", "silu")
+def model_of_hugging_face_with_an_option_that_we_have_not(w):
+    w.put("hf/config.json", json.dumps({"model_type": "llama", "hidden_act": "tanh"}))
+    w.put("hf/model.safetensors", "x")
     return ["generate", str(w.folder / "hf"), "--prompt", "a"]
 
 

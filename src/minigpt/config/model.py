@@ -9,6 +9,8 @@ from minigpt.config.base import Section
 from minigpt.config.extension import Extension
 
 GATED = ("swiglu", "geglu", "geglu_tanh")
+LARGEST_NTK = 1_000_000
+"""Largest factor of rope_scaling.kind=ntk: a power of it multiplies the base, which must stay a number."""
 
 
 class ModelConfig(Section):
@@ -62,7 +64,7 @@ class ModelConfig(Section):
     """Normalise (RMS) queries and keys before the rotation: each head (Qwen3), or all heads at once (OLMo 2)."""
     attention_window: int | None = Field(None, ge=1)
     """Tokens that a layer with a short window sees, the current one included; null: all layers see everything."""
-    window_pattern: str = Field("S", pattern="^[SL]+$")
+    window_pattern: str = "S"
     """Which layers have the short window: S (short) and L (long: everything), layer by layer, repeated to the last."""
     attention_scale: float | None = Field(None, gt=0)
     """Factor of the scores before the softmax; null means 1 / sqrt(width of a head's queries)."""
@@ -113,6 +115,16 @@ class ModelConfig(Section):
         """true and false, which it once was, still say `head` and `none`."""
         return {True: "head", False: "none"}[value] if isinstance(value, bool) else value
 
+    @field_validator("window_pattern")
+    @classmethod
+    def _letters(cls, value: str) -> str:
+        if not value or set(value) - set("SL"):
+            raise ValueError(
+                f"model.window_pattern={value!r} is not possible: it is made of the letters S (short window) and L "
+                "(everything), such as SSSL"
+            )
+        return value
+
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if self.head_dim is None and self.n_embd % self.n_head:
@@ -127,8 +139,11 @@ class ModelConfig(Section):
             )
         self._require_latent()
         if self.position == "rope" and self.rotary_dim % 2:
+            share = f"model.partial_rotary_factor={self.partial_rotary_factor} of "
+            heads = f"model.n_embd={self.n_embd} / model.n_head={self.n_head}"
             raise ValueError(
-                f"model.partial_rotary_factor={self.partial_rotary_factor} of model.head_dim={self.head_size} "
+                f"{share if self.partial_rotary_factor != 1 else ''}"
+                f"{heads if self.head_dim is None else f'model.head_dim={self.head_dim}'} "
                 f"gives an odd rotary width of {self.rotary_dim}: it must be even, since dimensions turn in pairs"
             )
         if self.position == "rope" and self.rotary_dim == 0:
@@ -157,6 +172,11 @@ class ModelConfig(Section):
                 f"model.rope_scaling.beta_slow={scaling.beta_slow} must be below "
                 f"model.rope_scaling.beta_fast={scaling.beta_fast}"
             )
+        if scaling.kind == "ntk" and scaling.factor > LARGEST_NTK:
+            raise ValueError(
+                f"model.rope_scaling.factor={scaling.factor} makes the base too large a number: use at most "
+                f"{LARGEST_NTK:,} with model.rope_scaling.kind=ntk"
+            )
         if scaling.kind == "yarn" and self.rope_theta <= 1:
             raise ValueError(
                 f"model.rope_theta={self.rope_theta} lets all dimensions turn alike or ever faster: "
@@ -174,8 +194,8 @@ class ModelConfig(Section):
             )
         if self.speed.value_embeddings != "none":
             raise ValueError(
-                "model.speed.value_embeddings adds to values of a layer, which model.attention=latent makes anew from "
-                "its cache: use model.attention=standard"
+                f"model.speed.value_embeddings={self.speed.value_embeddings} adds to values of a layer, which "
+                "model.attention=latent makes anew from its cache: use model.attention=standard"
             )
 
     def _require_experts(self) -> None:
@@ -183,13 +203,17 @@ class ModelConfig(Section):
         if moe.n_expert == 0:
             return
         if isinstance(self.mlp, Extension):
-            raise ValueError("model.moe.n_expert needs one of the built-in kinds of model.mlp")
+            raise ValueError(f"model.moe.n_expert={moe.n_expert} needs one of the built-in kinds of model.mlp")
         if moe.n_expert_used > moe.n_expert:
             raise ValueError(
                 f"model.moe.n_expert_used={moe.n_expert_used} is more than model.moe.n_expert={moe.n_expert}"
             )
         if self.has_mlp_bias:
-            raise ValueError("experts have no biases: set model.mlp_bias=false")
+            key = "bias" if self.mlp_bias is None else "mlp_bias"
+            raise ValueError(
+                f"model.{key}=true is not possible with model.moe.n_expert={moe.n_expert}, whose experts have no "
+                "biases: set model.mlp_bias=false"
+            )
         if not any(self.has_experts(layer) for layer in range(self.n_layer)):
             raise ValueError(
                 f"model.moe.first_dense={moe.first_dense} and model.moe.period={moe.period} leave none of the "

@@ -76,6 +76,12 @@ class Config(Section):
             raise ValueError(
                 "training.overfit_batches repeats its rows, and those of data.streaming=true come once: set it to false"
             )
+        moe = self.model.moe
+        if moe.n_expert > moe.n_expert_used == 1 and moe.normalize and self.model.init_from is None:
+            raise ValueError(
+                "model.moe.n_expert_used=1 with model.moe.normalize=true gives the one chosen expert the weight 1 "
+                "whatever its score, so the router would not learn: set model.moe.normalize=false"
+            )
         if self.schedule.kind != "constant" and self.schedule.min_lr > self.optimizer.lr:
             raise ValueError(
                 f"schedule.min_lr={self.schedule.min_lr} is above the peak optimizer.lr={self.optimizer.lr}"
@@ -151,8 +157,19 @@ def _model_rules(model: ModelConfig, rule: Callable[..., None]) -> None:
          *_keys("model.latent", model.latent))  # fmt: skip
     rule(model.attention_window is None, "model.attention_window=null lets every layer see everything",
          "model.window_pattern", "model.rope_local_theta")  # fmt: skip
-    rule("S" not in model.window_pattern, f"model.window_pattern={model.window_pattern} has no short window",
+    window, short = model.attention_window, [model.window(layer) is not None for layer in range(model.n_layer)]
+    rule(window is not None and not any(short),
+         f"model.window_pattern={model.window_pattern} has no short window for any of the {model.n_layer} layers",
          "model.attention_window", "model.rope_local_theta")  # fmt: skip
+    local = model.position == "rope" and model.rope_local_theta is not None
+    rule(window is not None and window >= model.context_length and not local,
+         f"model.context_length={model.context_length} fits into a window of {window}",
+         "model.attention_window", "model.window_pattern")  # fmt: skip
+    rule(local and all(short), "all layers have a short window and turn by model.rope_local_theta",
+         "model.rope_theta", *_keys("model.rope_scaling", scaling))  # fmt: skip
+    rule(scaling.kind != "none" and scaling.factor == scaling.magnitude == 1,
+         "model.rope_scaling.factor=1 makes the context no longer",
+         *_keys("model.rope_scaling", scaling, "factor"))  # fmt: skip
     rule(scaling.kind == "none", "model.rope_scaling.kind=none scales nothing",
          *_keys("model.rope_scaling", scaling, "kind"))  # fmt: skip
     rule(scaling.kind not in ("yarn", "llama3"), f"model.rope_scaling.kind={scaling.kind} does not ask for it",
@@ -165,6 +182,8 @@ def _model_rules(model: ModelConfig, rule: Callable[..., None]) -> None:
     rule(moe.n_shared == 0, "model.moe.n_shared=0 has no shared experts", "model.moe.shared_gate")
     rule(moe.balance != "loss", f"model.moe.balance={moe.balance} has no auxiliary loss", "model.moe.balance_weight")
     rule(moe.balance != "bias", f"model.moe.balance={moe.balance} has no bias", "model.moe.balance_rate")
+    rule(moe.n_expert_used == moe.n_expert, "model.moe.n_expert_used=model.moe.n_expert keeps all experts equally busy",
+         "model.moe.balance_weight", "model.moe.balance_rate")  # fmt: skip
     every_layer = all(model.has_experts(layer) for layer in range(model.n_layer))
     rule(every_layer and moe.n_inner is not None, "every layer has experts of model.moe.n_inner", "model.n_inner")
     rule(model.norm == "rmsnorm", "model.norm=rmsnorm has no biases", "model.norm_bias")

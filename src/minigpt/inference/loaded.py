@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from minigpt.config import GenerationConfig, ModelConfig, RequestError
 from minigpt.inference.engine import Generation, generate, generate_stream
+from minigpt.interop.begin import begin_ids
 from minigpt.interop.huggingface.reading import build_model
 from minigpt.model import GPT
 from minigpt.storage import resolve_model
@@ -38,6 +39,8 @@ class LoadedModel:
     path: Path
     step: int | None = None
     """The training step that the weights are from, where the folder says so."""
+    begin: tuple[int, ...] = ()
+    """Ids that go before every text prompt, such as <bos> of a model that was not trained here."""
 
     def generate(
         self,
@@ -75,12 +78,15 @@ class LoadedModel:
         return (event.text for events in steps for event in events if event.text)
 
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
-        """Token ids of a text; ids stay as they are. Raises RequestError for a text if there is no tokenizer."""
+        """Token ids of a text, `begin` before them; ids stay as they are.
+
+        Raises RequestError for a text if there is no tokenizer.
+        """
         if not isinstance(prompt, str):
             return list(prompt)
         if self.tokenizer is None and prompt:
             raise RequestError(f"{self.path} has no tokenizer, so it cannot read text: give the prompt as token ids")
-        return self.tokenizer.encode(prompt) if self.tokenizer else []
+        return [*self.begin, *self.tokenizer.encode(prompt)] if self.tokenizer else list(self.begin)
 
     def __repr__(self) -> str:
         parameter = next(self.model.parameters())
@@ -120,7 +126,8 @@ def load(
     folder = resolve_model(path, log.warning)
     model = build_model(folder.path, place, trust_code).requires_grad_(False).to(kind)
     tokenizer = load_tokenizer(folder.tokenizer_path) if folder.tokenizer_path else None
-    return LoadedModel(model, tokenizer, model.config, folder.path, folder.step)
+    begin = tuple(i for i in begin_ids(folder.path) if i < (model.config.vocab_size or 0))
+    return LoadedModel(model, tokenizer, model.config, folder.path, folder.step, begin)
 
 
 def pick_device(name: str) -> torch.device:

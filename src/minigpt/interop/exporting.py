@@ -153,5 +153,6 @@ def _one_file(exporter: Exporter, source: ExportSource, out: Path, dtype: str, l
         except OSError as error:
             raise write_error(out, error) from error
     if others:
-        log(f"{', '.join(others)} left out: give a folder instead of {out.name} to have them too")
+        them = "it" if len(others) == 1 else "them"
+        log(f"{' and '.join(others)} left out: give a folder instead of {out.name} to have {them} too")
     return out

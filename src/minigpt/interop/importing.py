@@ -2,12 +2,13 @@
 
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minigpt import storage
 from minigpt.config import ModelConfig, RequestError
+from minigpt.interop.begin import KEY, begin_ids
 from minigpt.storage.atomic import read_error
 from minigpt.tokenizer import Tokenizer, load_tokenizer
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GGUF_MAGIC = b"GGUF"
+LLAMA2C_BEGIN = 1  # run.c begins every text with it
 
 
 @dataclass
@@ -29,6 +31,8 @@ class Imported:
     """Its tokenizer, or the file or folder of it, if it has one."""
     notes: list[str] = field(default_factory=list)
     """What people should know, one sentence each."""
+    begin: tuple[int, ...] = ()
+    """Ids that stand before every text that it knows (see `interop.begin`)."""
 
 
 def import_model(
@@ -79,7 +83,8 @@ def import_model(
         )
     for note in notes:
         log(note)
-    storage.save_model(out, config, dict(tensors), words, replace=out.is_dir())
+    extra = {KEY: list(imported.begin)} if imported.begin else None
+    storage.save_model(out, config, dict(tensors), words, extra=extra, replace=out.is_dir())
 
 
 def read_model(source: str | Path) -> Imported:
@@ -106,7 +111,7 @@ def _read_folder(path: Path) -> Imported:
     if not is_own(found.path):
         return read_folder(found.path)
     tensors = iter(storage.load_state(found.path).items())
-    return Imported(storage.load_model_config(found.path), tensors, found.tokenizer_path)
+    return Imported(storage.load_model_config(found.path), tensors, found.tokenizer_path, begin=begin_ids(found.path))
 
 
 def _read_file(path: Path) -> Imported:
@@ -127,7 +132,7 @@ def _read_file(path: Path) -> Imported:
     if path.suffix == ".bin":
         from minigpt.interop.llama2c import read_llama2c
 
-        return read_llama2c(path)
+        return replace(read_llama2c(path), begin=(LLAMA2C_BEGIN,))
     if path.suffix in (".safetensors", ".json"):
         return _read_folder(path.parent)
     raise RequestError(

@@ -8,7 +8,7 @@ import json
 import re
 import warnings
 import zipfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -170,11 +170,6 @@ def _sharded(folder: Path, index: str, kind: type[SafetensorsSource] | type[Torc
             folder, f"{places[lacking[0]]} lacks the tensor {listed(lacking)}, which {index} names"
         )
     return JoinedSource(str(folder), {name: files[file] for name, file in places.items()})
-
-
-def drop(source: TensorSource, names: Sequence[str]) -> TensorSource:
-    """The source without some of its tensors."""
-    return RenamedSource(source, {name: name for name in source.names() if name not in names})
 
 
 def _damaged(path: Path, expected: str) -> CorruptFolderError:

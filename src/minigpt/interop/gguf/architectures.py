@@ -2,8 +2,8 @@
 
 What each is fixed to is what its file in llama.cpp's src/models computes, whatever a GGUF file says. Some fixed things
 are there in ours after a rewrite of the weights that leaves the function as it is: biases of zeros, norms with weights
-of ones, a head that is a copy of the embedding (`fitted`), and factors that go into the matrices (`folded`, see
-`interop.folding`).
+of ones, a head that is a copy of the embedding, a shared expert of zeros (`fitted`), and factors that go into the
+matrices (`folded`, see `interop.folding`).
 """
 
 from dataclasses import dataclass
@@ -212,6 +212,8 @@ def fitted(config: ModelConfig, architecture: Architecture) -> ModelConfig:
         update["tie_embeddings"] = False
     if architecture.multi_head:
         update["n_kv_head"] = config.n_head
+    if architecture.experts is not None and architecture.experts.shared == "counted" and not config.moe.n_shared:
+        update["moe"] = config.moe.model_copy(update={"n_shared": 1})
     return config.model_copy(update=update)
 
 

@@ -49,7 +49,7 @@ class Experts:
         shared = keys.get("expert_shared_count", 0)
         if self.shared == "wide":
             wide = keys.get("expert_shared_feed_forward_length", 0)
-            if wide % size:
+            if wide % size or not wide:
                 raise RequestError(f"shared experts of {wide} dimensions beside experts of {size} are not represented")
             shared = wide // size
         elif self.shared == "counted":

@@ -123,7 +123,7 @@ def _differences(content: dict[str, Any], pattern: str) -> list[str]:
             raise _impossible(f"llama.cpp does not change texts first as its normalizer ({kind}) does")
         notes.append(f"llama.cpp does not normalise text to {kind}: text in another form gets other ids there")
     if pattern == "gpt4o":
-        notes.append("llama.cpp splits some words with capitals or accents outside ASCII in other places than gpt4o")
+        notes.append("llama.cpp may split words with capitals or accents outside ASCII elsewhere than gpt4o does")
     return notes
 
 

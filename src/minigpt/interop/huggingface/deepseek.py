@@ -206,8 +206,8 @@ class DeepseekV3(SigmoidMixture):
             "q_lora_rank": latent.q_rank,
             "attention_bias": config.has_qkv_bias or config.has_out_bias,
         }
-        factor = config.rope_scaling.factor
-        if config.attention_scale is not None and config.rope_scaling.kind != "none" and factor > 1:
+        kind, factor = config.rope_scaling.kind, config.rope_scaling.factor
+        if config.attention_scale is not None and kind not in ("none", "ntk") and factor > 1:
             said["mscale_all_dim"] = (math.sqrt(config.score_scale * math.sqrt(config.query_size)) - 1) / (
                 0.1 * math.log(factor)
             )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from minigpt import storage
 from minigpt.config import ModelConfig, RequestError, WorkError
+from minigpt.interop.begin import begin_ids
 from minigpt.interop.huggingface.families import FAMILIES
 from minigpt.interop.huggingface.family import Family
 from minigpt.interop.importing import Imported
@@ -56,7 +57,8 @@ def read_folder(folder: Path) -> Imported:
     hf_config = read_model_json(folder)
     family = find_family(hf_config, folder)
     config = family.read(hf_config)
-    return Imported(config, family_tensors(family, config, open_folder(folder)), find_tokenizer(folder))
+    tensors = family_tensors(family, config, open_folder(folder))
+    return Imported(config, tensors, find_tokenizer(folder), begin=begin_ids(folder))
 
 
 def family_tensors(family: Family, config: ModelConfig, source: TensorSource) -> Iterator[tuple[str, Tensor]]:

@@ -127,7 +127,7 @@ def _special_ids(tokenizer: Tokenizer | None, settings: dict[str, Any]) -> dict[
         token = settings.get(f"{name}_token")
         if isinstance(token, dict):  # an AddedToken written out
             token = token.get("content")
-        ids[f"{name}_token_id"] = None if tokenizer is None else tokenizer.special_tokens.get(token)
+        ids[f"{name}_token_id"] = None if tokenizer is None else tokenizer.special_tokens.get(str(token))
     return ids
 
 
@@ -141,7 +141,7 @@ def _write_tokenizer(tokenizer: Tokenizer, folder: Path, context_length: int) ->
     """Its files; gives the content of tokenizer_config.json."""
     tokenizer.save(folder)
     path = folder / "tokenizer_config.json"
-    settings: dict[str, Any] = {"model_max_length": context_length, **json.loads(path.read_bytes())}
+    settings: dict[str, Any] = {**json.loads(path.read_bytes()), "model_max_length": context_length}
     path.unlink()
     _write_json(path, settings)
     return settings
