@@ -1,6 +1,6 @@
 """A training step of the default family beside transformers' Qwen3ForCausalLM, the same architecture: time and memory.
 
-    python benchmarks/family_step.py [--sizes 6M 124M] [--precisions fp32 bf16] [--turns N] [--threads N]
+    python benchmarks/family_step.py [--sizes 5M 114M] [--precisions fp32 bf16] [--turns N] [--threads N]
 
 Both begin with the same weights and see the same batches of random ids, made within the measured time; before
 anything is timed their losses are compared. minigpt's step is the Trainer's own, with its logging; the other one is
@@ -21,8 +21,8 @@ from contextlib import nullcontext
 from pathlib import Path
 
 SIZES = {
-    "6M": {"n_layer": 4, "n_head": 4, "n_kv_head": 2, "n_embd": 256, "context_length": 256, "rows": 8, "vocab": 8192},
-    "124M": {"n_layer": 12, "n_head": 12, "n_kv_head": 4, "n_embd": 768, "context_length": 512, "rows": 2,
+    "5M": {"n_layer": 4, "n_head": 4, "n_kv_head": 2, "n_embd": 256, "context_length": 256, "rows": 8, "vocab": 8192},
+    "114M": {"n_layer": 12, "n_head": 12, "n_kv_head": 4, "n_embd": 768, "context_length": 512, "rows": 2,
              "vocab": 50304},
 }  # fmt: skip
 LR, BETAS, DECAY, CLIP = 1e-4, (0.9, 0.95), 0.1, 1.0

@@ -81,6 +81,8 @@ def import_model(
             f"the tokenizer has {words.vocab_size:,} ids and the model only {config.vocab_size:,}: give its own with "
             f"--tokenizer, or more rows with --vocab-size {words.vocab_size}"
         )
+    if words is None and not any("--tokenizer" in note for note in imported.notes):
+        log("no tokenizer came with it: give one with --tokenizer, or use token ids in place of text")
     for note in notes:
         log(note)
     extra = {KEY: list(imported.begin)} if imported.begin else None

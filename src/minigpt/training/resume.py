@@ -6,6 +6,7 @@ from typing import Any
 
 from minigpt.config import Config, RequestError, config_yaml, load_config, resolved
 from minigpt.config.extension import portable
+from minigpt.config.yaml import show
 from minigpt.data.rows.names import source_names
 from minigpt.storage import Checkpoint, atomic_write, discard_folder, list_checkpoints, load_latest
 from minigpt.training.journal import RowJournal
@@ -112,7 +113,7 @@ def _change(key: str, old: Any, new: Any) -> str:
     if key == OWN and old and new and _without_hashes(old) == _without_hashes(new):
         files = [one["kind"].partition(":")[0] for one, other in zip(old, new, strict=True) if one != other]
         return f"{' and '.join(files)} of {key} has changed since"
-    return f"{key} was {old} and is now {new}"
+    return f"{key} was {show(old)} and is now {show(new)}"
 
 
 def _without_hashes(extensions: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -7,14 +7,17 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
+from typing import Any
 
 import torch
 
-from minigpt.config import Config, RequestError
+from minigpt.config import Config, ModelConfig, RequestError
+from minigpt.config.yaml import dump_yaml, show
 from minigpt.data import PreparedData, prepare
 from minigpt.inference import pick_device
 from minigpt.interop.huggingface.reading import read_config, read_state
-from minigpt.interop.meaning import differences
+from minigpt.interop.meaning import differences, meaning
 from minigpt.model import GPT
 from minigpt.model.count import count_parameters
 from minigpt.objectives import Objective, make_objective
@@ -137,15 +140,8 @@ class Parts:
         if config.model.init_from is None:
             model.init_weights(torch.Generator().manual_seed(derived_seed("weights", config.run.seed)))
             return
-        folder = resolve_model(config.model.init_from)
-        other = read_config(folder.path)
-        differing = differences(config.model, other)
-        if config.model.padded_vocab_size != other.padded_vocab_size:
-            differing["model.vocab_multiple"] = (config.model.vocab_multiple, other.vocab_multiple)
-        if differing:
-            said = ", ".join(f"{key}={mine} is {theirs} there" for key, (mine, theirs) in differing.items())
-            raise RequestError(f"model.init_from={config.model.init_from} is another network: {said}")
-        model.load_state_dict(read_state(folder.path))
+        require_same_network(config.model)
+        model.load_state_dict(read_state(resolve_model(config.model.init_from).path))
 
     @property
     def data_fingerprint(self) -> str:
@@ -161,6 +157,33 @@ class Parts:
     def objective(self) -> Objective:
         """The meaning of the rows."""
         return make_objective(self.config, self.data, self.tokenizer, self.max_steps)
+
+
+def require_same_network(model: ModelConfig) -> None:
+    """Raises RequestError naming the keys in which the model of `init_from` is another network than `model`."""
+    if model.init_from is None:
+        return
+    other = read_config(resolve_model(model.init_from).path)
+    differing = differences(model, other)
+    if model.padded_vocab_size != other.padded_vocab_size:
+        differing["model.vocab_multiple"] = (model.vocab_multiple, other.vocab_multiple)
+    if model.n_layer != other.n_layer:  # what is said layer by layer differs with their number
+        differing = {key: values for key, values in differing.items() if not isinstance(values[0], list)}
+    ours, theirs = meaning(model), meaning(other)
+    shared = {key: values for key, values in differing.items() if (key in ours) == (key in theirs)}
+    if differing:  # options of a part that only one has follow from the part itself
+        said = ", ".join(_difference(key, model, other, values) for key, values in (shared or differing).items())
+        raise RequestError(f"model.init_from={model.init_from} is another network: {said}")
+
+
+def _difference(key: str, model: ModelConfig, other: ModelConfig, values: tuple[Any, Any]) -> str:
+    """One key of two configs in words: as both wrote it, or what that means where one left it open."""
+    path = key.removeprefix("model.").split(".")
+    if " " not in key:
+        written = reduce(getattr, path, model), reduce(getattr, path, other)
+        values = written if None not in written and written[0] != written[1] else values
+    mine, there = (dump_yaml(value).strip() if isinstance(value, list) else show(value) for value in values)
+    return f"{key}={mine} is {there} there"
 
 
 def assemble(
@@ -184,6 +207,8 @@ def assemble(
             f"model.vocab_size={model.vocab_size} is too small for the tokenizer's {tokenizer.vocab_size:,} ids"
         )
     config = config.model_copy(update={"model": model})
+    if saved is None:  # before a run folder is made; a run that goes on has its weights
+        require_same_network(model)
     data = prepare(config.data, tokenizer, on_progress=on_progress)
     data.require_context(model.context_length)
     config = settle_micro_batch(config, device, saved)
