@@ -79,6 +79,9 @@ def test_an_unfinished_run_goes_on_and_a_finished_one_says_so(kit, stopped, expe
         ({"training__precision": "bf16"}, "training.precision"),
         ({"model__dropout": 0.2}, "model.dropout was 0.1 and is now 0.2"),
         ({"model__n_embd": 64}, "model.n_embd"),
+        ({"model__tie_embeddings": False}, "model.tie_embeddings was true and is now false"),
+        ({"model__init_residual": "zero"}, "model.init_residual was scaled and is now zero"),
+        ({"model__moe": {"n_expert": 2}}, "model.moe.n_expert was 0 and is now 2"),
         ({"schedule__kind": "linear"}, "schedule.kind was cosine and is now linear"),
         ({"run__threads": 2}, "run.threads"),
         ({"training__overfit_batches": 1}, "training.overfit_batches"),
@@ -180,6 +183,24 @@ def test_a_path_of_another_network_or_beyond_the_end_leaves_nothing_behind(tmp_p
         with pytest.raises(RequestError, match=said):
             kit.train(kit.config(**changes), tmp_path / "new", resume=str(stopped))
         assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model__moe": {"n_expert": 4}}, "model.moe.n_expert=4 is 0 there"),
+        ({"model__rope_scaling": {"kind": "linear", "factor": 2.0}}, "model.rope_scaling.kind=linear is none there"),
+        ({"model__attention_window": 2}, "model.attention_window=[2] is [null] there"),
+        ({"model__n_layer": 2}, "model.n_layer=2 is 1 there"),
+        ({"model__logit_softcap": 5.0}, "model.logit_softcap=5.0 is null there"),
+    ],
+)
+def test_beginning_from_another_network_says_where_they_part_and_leaves_nothing_behind(tmp_path, kit, changes, said):
+    kit.train(kit.config(training__max_steps=1), tmp_path / "first")
+    settings = kit.config(model__init_from=str(tmp_path / "first"), **changes)
+    with pytest.raises(RequestError) as caught:
+        kit.train(settings, tmp_path / "new")
+    assert str(caught.value).endswith(f"is another network: {said}") and not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("path", ["nothing", "empty", "file.txt", "run/model"])

@@ -19,7 +19,7 @@ class RopeScalingConfig(Section):
     kind: Literal["none", "linear", "ntk", "yarn", "llama3"] = "none"
     """none; linear (Chen et al. 2023, position interpolation); ntk (a larger base); yarn (Peng et al. 2023); llama3."""
     factor: float = Field(1.0, ge=1)
-    """How many times longer the context becomes."""
+    """How many times longer the context becomes: `model.context_length` is the longer one."""
     original_context: int | None = Field(None, ge=1)
     """Context length before the extension (yarn, llama3)."""
     beta_fast: float = Field(32.0, gt=0)
@@ -48,7 +48,7 @@ class LatentConfig(Section):
     """
 
     kv_rank: int = Field(512, ge=1)
-    """Width of the vector that keys and values are made from, and that the cache keeps."""
+    """Width of the vector that keys and values are made from, and that the cache keeps beside the rotary key."""
     q_rank: int | None = Field(None, ge=1)
     """Width of the vector that queries are made from; null makes them from the residual stream directly."""
     rope_dim: int = Field(64, ge=2)
@@ -94,7 +94,7 @@ class SpeedConfig(Section):
     """What the fastest small-GPT recipes add (modded-nanogpt, nanochat); each works alone."""
 
     value_embeddings: Literal["none", "alternate", "all"] = "none"
-    """Add a gated embedding of the token to the values (Zhou et al. 2024): every second layer to the last, or all."""
+    """Add a gated embedding of the token to the values (Zhou et al. 2024): every second layer, the last one too, or all."""
     residual_scalars: bool = False
     """Before each block: x becomes r x + z x0, with r (from 1) and z (from 0) trained, x0 the embedding."""
     smear: bool = False

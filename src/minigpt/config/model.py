@@ -87,7 +87,7 @@ class ModelConfig(Section):
     bias: bool = False
     """Biases in the linear layers and in LayerNorm; the next four say otherwise for some of them."""
     qkv_bias: bool | None = None
-    """Biases of queries, keys and values; null means as `bias`."""
+    """Biases of queries, keys and values (latent: of the projections down to a latent vector); null means as `bias`."""
     out_bias: bool | None = None
     """Bias of attention's output; null means as `bias`."""
     mlp_bias: bool | None = None

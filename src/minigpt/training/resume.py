@@ -113,7 +113,8 @@ def _change(key: str, old: Any, new: Any) -> str:
     if key == OWN and old and new and _without_hashes(old) == _without_hashes(new):
         files = [one["kind"].partition(":")[0] for one, other in zip(old, new, strict=True) if one != other]
         return f"{' and '.join(files)} of {key} has changed since"
-    return f"{key} was {show(old)} and is now {show(new)}"
+    before, now = (show(value) if value is None or isinstance(value, bool) else value for value in (old, new))
+    return f"{key} was {before} and is now {now}"
 
 
 def _without_hashes(extensions: list[dict[str, Any]]) -> list[dict[str, Any]]:

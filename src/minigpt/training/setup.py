@@ -181,7 +181,8 @@ def _difference(key: str, model: ModelConfig, other: ModelConfig, values: tuple[
     path = key.removeprefix("model.").split(".")
     if " " not in key:
         written = reduce(getattr, path, model), reduce(getattr, path, other)
-        values = written if None not in written and written[0] != written[1] else values
+        plain = all(isinstance(value, str | int | float) for value in written)
+        values = written if plain and written[0] != written[1] else values
     mine, there = (dump_yaml(value).strip() if isinstance(value, list) else show(value) for value in values)
     return f"{key}={mine} is {there} there"
 
