@@ -150,6 +150,12 @@ class TestErrors:
             (WorkError("it failed"), 1, "minigpt: it failed\n"),
             (OSError(28, "No space left on device", "/x/y"), 1, "minigpt: /x/y: No space left on device\n"),
             (MemoryError(), 1, "minigpt: out of memory (of this machine): use a smaller batch, context or model\n"),
+            (
+                RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"),
+                1,
+                "minigpt: out of memory (of this machine): use a smaller batch, context or model\n",
+            ),
+            (WorkError("no tensor \x1b[31mevil\x07 é"), 1, "minigpt: no tensor \\x1b[31mevil\\x07 é\n"),
             (TypeError("odd"), 1, "minigpt: internal error: TypeError: odd (set MINIGPT_DEBUG=1 to see where)\n"),
             (BrokenPipeError(32, "Broken pipe"), 1, ""),
             (KeyboardInterrupt(), 130, ""),

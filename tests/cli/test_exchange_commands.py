@@ -60,6 +60,8 @@ def test_one_file_where_that_is_asked_for(run, test_data, tmp_path):
         (["export", "MODEL", "out", "--type", "q8_0"], 2, "--type=q8_0 is for --format gguf: for hf say --dtype"),
         (["export", "MODEL", "out", "--format", "gguf", "--dtype", "bf16"], 2, "--dtype=bf16 is not for --format gguf"),
         (["export", "MODEL", "out", "--format", "llama2c", "--dtype", "bf16"], 2, "choose one of fp32"),
+        (["export", "MODEL", "out.gguf"], 2, "which --format hf does not write: say --format gguf"),
+        (["export", "MODEL", "out.bin", "--format", "gguf"], 2, "say --format llama2c"),
         (["export", "MODEL", "/dev/null/out"], 1, "could not write /dev/null/out"),
         (["import", "./nowhere", "out"], 2, "nowhere does not exist"),
         (["import", "MODEL", "MODEL"], 2, "exists already"),

@@ -154,6 +154,7 @@ def test_impossible_combinations(overrides, said):
         (["model.rope_scaling.kind=linear"], "model.rope_scaling.kind"),
         (["model.moe={n_expert: 2}", "model.moe.balance_weight=0.1"], "model.moe.balance_weight"),
         (["model.init_from=x", "model.init_std=0.1"], "model.init_std"),
+        (["model.init_from=x", "tokenizer.vocab_size=300"], "tokenizer.vocab_size"),
         (["data.val_fraction=0", "evaluation.every_steps=10"], "evaluation.every_steps"),
         (["evaluation.every_steps=null", "callbacks.early_stopping.patience=3"], "callbacks.early_stopping.patience"),
         (["data.val_fraction=0", "callbacks.early_stopping.patience=3"], "callbacks.early_stopping.patience"),

@@ -326,6 +326,23 @@ def test_a_wrong_file_is_not_kept(tmp_path, monkeypatch):
     assert not any(tmp_path.iterdir())
 
 
+def test_a_full_disk_and_numbers_that_are_none_are_called_what_they_are(tmp_path, monkeypatch):
+    model = random_model(CASES["qwen3"][1])
+    with monkeypatch.context() as patched:
+
+        def stop(*arguments):
+            raise OSError("4096 requested and 2808 written")  # numpy's
+
+        patched.setattr(gguf.GGUFWriter, "write_tensor_data", stop)
+        for out in (tmp_path / "out.gguf", tmp_path / "out"):
+            with pytest.raises(WorkError, match=rf"^could not write {out}: no space left on device$"):
+                export_model(source(model, tokenizer()), out, "gguf")
+    model.norm.weight.data[3] = torch.nan
+    with pytest.raises(WorkError, match="output_norm.weight has numbers that are not finite"):
+        export_model(source(model, tokenizer()), tmp_path / "out.gguf", "gguf")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_wrong_mapping_is_found_by_logits(tmp_path, monkeypatch):
     fold = writing.fold
 

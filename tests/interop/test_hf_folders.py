@@ -144,6 +144,26 @@ def test_tensors_that_do_not_fit_are_named(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny"], "nothing is left"
 
 
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (lambda tensor: tensor.to(torch.int8), "int8"),
+        (lambda tensor: tensor.to(torch.float8_e4m3fn), "float8_e4m3fn"),
+        (lambda tensor: tensor.to(torch.bool), "bool"),
+        (lambda tensor: tensor.to(torch.complex64), "complex64"),
+        (lambda tensor: tensor.to_sparse(), "sparse_coo"),
+        (lambda tensor: tensor.to("meta"), "no"),
+    ],
+)
+def test_numbers_that_mean_nothing_alone(change: Callable, kind: str, tiny_gpt2: Path, tmp_path: Path):
+    state, name = take_weights(tiny_gpt2), "transformer.ln_f.weight"
+    torch.save(state | {name: change(state[name])}, tiny_gpt2 / BIN)
+    for act in (lambda: build_model(tiny_gpt2), lambda: import_model(tiny_gpt2, tmp_path / "out")):
+        with pytest.raises(WorkError, match=rf"the tensor {name} holds {kind} numbers: minigpt reads fp32, bf16"):
+            act()
+    assert not (tmp_path / "out").exists()
+
+
 # ---- files that are not what they should be --------------------------------------------------------------------------
 
 
@@ -305,6 +325,15 @@ def test_a_quantised_model_is_refused(tiny_gpt2: Path):
     edit(tiny_gpt2, quantization_config={"quant_method": "gptq"})
     with pytest.raises(RequestError, match="quantised model"):
         build_model(tiny_gpt2)
+    edit(tiny_gpt2, quantization_config=None)
+    build_model(tiny_gpt2)
+
+
+def test_more_layers_than_any_model_has_are_refused_at_once(tiny_gpt2: Path):
+    edit(tiny_gpt2, n_layer=10**9)
+    for act in (build_model, read_config):
+        with pytest.raises(RequestError, match="says that it has 1,000,000,000 layers: minigpt reads at most 1,000"):
+            act(tiny_gpt2)
 
 
 def test_a_folder_without_weights(tiny_gpt2: Path, tmp_path: Path):

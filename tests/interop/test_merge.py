@@ -197,6 +197,9 @@ def test_the_last_checkpoints_of_a_run(tmp_path, capsys):
     said = json.loads((tmp_path / "soup" / "config.json").read_text())["extra"]["merge"]
     assert said == {"method": "linear", "last": 3, "models": ["step-00000002", "step-00000003", "step-00000004"]}
 
+    import_model(run / "checkpoints" / "last", tmp_path / "imported")  # a pointer, which is a file
+    near(vector(load_state(tmp_path / "imported")), vector(states[-1]))
+
     damaged = run / "checkpoints" / "step-00000003" / "model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-4])
     assert main(["merge", str(tmp_path / "ema"), str(run), "--last", "3", "--method", "ema", "--decay", "0.5"]) == 0
@@ -249,6 +252,18 @@ def test_wrong_options_are_one_sentence(folders, options, message):
     with pytest.raises(RequestError, match=message):
         merge_models(folder / "out", [folder / "a", folder / "b"], **options)
     assert not (folder / "out").exists()
+
+
+def test_numbers_that_no_longer_fit_are_not_written(folders):
+    for options in ({"weights": (1e308, 1e308)}, {"method": "task-arithmetic", "base": "base", "scale": 1e300}):
+        with pytest.raises(WorkError, match=r"the merged tensor \S+ has numbers that are too large"):
+            merged(folders, "ab", **options)
+        assert sorted(path.name for path in folders[0].iterdir()) == ["a", "b", "base", "c"]
+
+
+def test_an_empty_folder_is_no_obstacle(folders):
+    (folders[0] / "out").mkdir()
+    merged(folders, "aa")
 
 
 def test_wrong_models_are_one_sentence(folders):

@@ -197,7 +197,7 @@ def test_a_path_of_another_network_or_beyond_the_end_leaves_nothing_behind(tmp_p
 )
 def test_beginning_from_another_network_says_where_they_part_and_leaves_nothing_behind(tmp_path, kit, changes, said):
     kit.train(kit.config(training__max_steps=1), tmp_path / "first")
-    settings = kit.config(model__init_from=str(tmp_path / "first"), **changes)
+    settings = kit.config(model__init_from=str(tmp_path / "first"), tokenizer={}, **changes)
     with pytest.raises(RequestError) as caught:
         kit.train(settings, tmp_path / "new")
     assert str(caught.value).endswith(f"is another network: {said}") and not (tmp_path / "new").exists()

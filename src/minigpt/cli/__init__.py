@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 STOPPED = {signal.SIGINT: 130, signal.SIGTERM: 143}
 """Exit status after each signal: 128 + its number, as shells report it."""
 
+_NO_MEMORY = "can't allocate memory"
+"""What PyTorch says, in a RuntimeError, if there is not enough on the CPU."""
+
 
 class Terminated(BaseException):
     """SIGTERM arrived. Like KeyboardInterrupt not an Exception, so that only `main` and `finally` clauses see it."""
@@ -96,15 +99,17 @@ def _report(error: Exception) -> int:
         return 1
     if isinstance(error, RequestError | WorkError):
         message = str(error)
-    elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        message = f"out of memory ({str(error) or 'of this machine'}): use a smaller batch, context or model"
+    elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _NO_MEMORY in str(error):
+        said = "of this machine" if _NO_MEMORY in str(error) else str(error)  # a place in PyTorch's C++, mostly
+        message = f"out of memory ({said or 'of this machine'}): use a smaller batch, context or model"
     elif isinstance(error, OSError) and error.strerror:
         message = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror)
     else:
         where = blamed(error) or "internal error"
         message = f"{where}: {type(error).__name__}: {error} (set MINIGPT_DEBUG=1 to see where)"
     _flush_quietly()  # what was printed so far comes first
-    print("minigpt:", " ".join(message.split()), file=sys.stderr)
+    line = " ".join(message.split())
+    print("minigpt:", "".join(c if c.isprintable() else repr(c)[1:-1] for c in line), file=sys.stderr)
     return 2 if isinstance(error, RequestError) else 1
 
 

@@ -87,7 +87,8 @@ def merge(
     from minigpt.interop.merge.run import merge_models
 
     folder = merge_models(out, models, lambda line: say(f"minigpt: {line}"), **asked)
-    say(f"merged {last or len(models)} models by {method} into {folder}")
+    count = last or len(models)
+    say(f"merged {count} model{'' if count == 1 else 's'} by {method} into {folder}")
 
 
 def _numbers(text: str | None) -> tuple[float, ...] | None:

@@ -94,7 +94,7 @@ class SpeedConfig(Section):
     """What the fastest small-GPT recipes add (modded-nanogpt, nanochat); each works alone."""
 
     value_embeddings: Literal["none", "alternate", "all"] = "none"
-    """Add a gated embedding of the token to the values (Zhou et al. 2024): in every second layer to the last, or all."""
+    """Add a gated embedding of the token to the values (Zhou et al. 2024): every second layer to the last, or all."""
     residual_scalars: bool = False
     """Before each block: x becomes r x + z x0, with r (from 1) and z (from 0) trained, x0 the embedding."""
     smear: bool = False

@@ -107,7 +107,7 @@ class ModelConfig(Section):
     init_head_std: float | None = Field(None, ge=0)
     """Standard deviation of an untied head's initial weights; null means `init_std`."""
     init_from: str | None = None
-    """Start from the weights of this model (a run, a checkpoint or a model folder) instead of random ones."""
+    """Start from the weights and with the tokenizer of this model: a run, a checkpoint, a model folder of any kind."""
 
     @field_validator("qk_norm", mode="before")
     @classmethod

@@ -110,15 +110,10 @@ def ineffective(config: Config) -> dict[str, str]:
 
     _model_rules(model, rule)
     _data_rules(data, rule)
-    rule(tokenizer.kind != "bpe", f"tokenizer.kind={tokenizer.kind} trains no byte-level BPE", "tokenizer.pattern")
-    rule(tokenizer.kind == "char" or tokenizer.kind not in TRAINED,
-         f"tokenizer.kind={tokenizer.kind} learns no vocabulary", "tokenizer.vocab_size", "tokenizer.special_tokens",
-         "tokenizer.sample_characters")  # fmt: skip
-    rule(tokenizer.kind in TRAINED, f"tokenizer.kind={tokenizer.kind} is built from the training text",
-         "tokenizer.path")  # fmt: skip
-    rule(tokenizer.kind != "tiktoken", f"tokenizer.kind={tokenizer.kind} is no encoding of tiktoken",
-         "tokenizer.encoding")  # fmt: skip
-    rule(tokenizer.kind == "char", "tokenizer.kind=char has no end-of-text token", "data.append_eot")
+    if model.init_from is None:
+        _tokenizer_rules(tokenizer, rule)
+    else:
+        rule(True, "model.init_from brings its own tokenizer", *_keys("tokenizer", tokenizer))
     rule(schedule.kind == "constant", "schedule.kind=constant does not decay", "schedule.min_lr")
     rule(schedule.kind != "wsd", f"schedule.kind={schedule.kind} decays over the whole run", "schedule.decay_fraction")
     rule(callbacks.sample.every_steps is None, "callbacks.sample.every_steps=null draws no samples",
@@ -143,6 +138,19 @@ def ineffective(config: Config) -> dict[str, str]:
     rule(not loggers.show_histograms, "no logger that shows histograms (TensorBoard, ...) is on",
          "loggers.histograms_every_steps")  # fmt: skip
     return off
+
+
+def _tokenizer_rules(tokenizer: TokenizerConfig, rule: Callable[..., None]) -> None:
+    """What can have no effect in the section `tokenizer`, and what that section leaves without one."""
+    rule(tokenizer.kind != "bpe", f"tokenizer.kind={tokenizer.kind} trains no byte-level BPE", "tokenizer.pattern")
+    rule(tokenizer.kind == "char" or tokenizer.kind not in TRAINED,
+         f"tokenizer.kind={tokenizer.kind} learns no vocabulary", "tokenizer.vocab_size", "tokenizer.special_tokens",
+         "tokenizer.sample_characters")  # fmt: skip
+    rule(tokenizer.kind in TRAINED, f"tokenizer.kind={tokenizer.kind} is built from the training text",
+         "tokenizer.path")  # fmt: skip
+    rule(tokenizer.kind != "tiktoken", f"tokenizer.kind={tokenizer.kind} is no encoding of tiktoken",
+         "tokenizer.encoding")  # fmt: skip
+    rule(tokenizer.kind == "char", "tokenizer.kind=char has no end-of-text token", "data.append_eot")
 
 
 def _model_rules(model: ModelConfig, rule: Callable[..., None]) -> None:

@@ -107,6 +107,9 @@ def export_model(
         raise RequestError(
             f"{format} files with {dtype} numbers are not possible: choose one of {' '.join(kind.dtypes)}"
         )
+    other = next((name for name, its in FORMATS.items() if its.suffix == out.suffix != kind.suffix), None)
+    if other is not None:
+        raise RequestError(f"{out} is the name of a file, which --format {format} does not write: say --format {other}")
     require_free(out)
     exporter: Exporter = getattr(import_module(kind.module), kind.function)
     with _new_parents_only_if_done(out):
@@ -144,7 +147,7 @@ def _one_file(exporter: Exporter, source: ExportSource, out: Path, dtype: str, l
     """The main file of the export alone, under the name that was asked for."""
     staging = out.parent / temporary_name("tmp", out.name)
     with contextlib.ExitStack() as cleaning:
-        with atomic_folder(staging) as folder:
+        with atomic_folder(staging, called=out) as folder:
             main = exporter(source, folder, dtype, log).relative_to(folder)
         cleaning.callback(shutil.rmtree, staging, ignore_errors=True)
         others = sorted(path.name for path in staging.iterdir() if path.name not in (main.name, MANIFEST))

@@ -97,7 +97,7 @@ def read_model(source: str | Path) -> Imported:
     if path.is_dir() or str(source).startswith((".", "/", "~")):
         return _read_folder(path)
     if path.exists():
-        return _read_file(path)
+        return _read_folder(path)
     if not is_name(str(source)) or (path.suffix in (".gguf", ".bin", ".pt") and not str(source).startswith(PREFIX)):
         raise RequestError(f"model {source} does not exist")
     return _read_folder(hub_folder(str(source)))
@@ -105,9 +105,11 @@ def read_model(source: str | Path) -> Imported:
 
 def _read_folder(path: Path) -> Imported:
     from minigpt.interop.huggingface.reading import read_folder
+    from minigpt.storage.checkpoint import CHECKPOINTS, POINTERS
     from minigpt.storage.model_folder import is_own
 
-    if path.is_file():
+    pointer = path.name in POINTERS and path.parent.name == CHECKPOINTS
+    if path.is_file() and not pointer:
         return _read_file(path)
     found = storage.resolve_model(path)
     if not is_own(found.path):

@@ -16,6 +16,8 @@ from minigpt.config import WorkError
 
 Change = Callable[[Tensor], Tensor]
 """A change of one tensor, such as another order of its rows."""
+READABLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""Numbers that are what they say."""
 
 
 class TensorSource(Protocol):
@@ -119,13 +121,24 @@ def interleaved_from_half(tensor: Tensor, heads: int, rotary_dim: int | None = N
 def to_ours(rules: Sequence[Rule], read: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Our tensors in fp32, one after the other, of theirs. `WorkError` for those that do not fit together."""
     for rule in rules:
-        parts = [read(name) for name in rule.theirs]
+        parts = [_numbers(name, read(name)) for name in rule.theirs]
         try:
             tensor = rule.join(parts).float().contiguous()
         except (RuntimeError, IndexError) as error:
             shapes = ", ".join(f"{name} {tuple(part.shape)}" for name, part in zip(rule.theirs, parts, strict=True))
             raise WorkError(f"tensors do not fit together to {rule.ours}: {shapes}") from error
         yield rule.ours, tensor
+
+
+def _numbers(name: str, tensor: Tensor) -> Tensor:
+    """The tensor itself. `WorkError` if its numbers mean nothing alone: whole ones and those of 8 bits need scales."""
+    if tensor.dtype not in READABLE or tensor.layout != torch.strided or tensor.is_meta:
+        kind = str(tensor.dtype if tensor.layout == torch.strided else tensor.layout).removeprefix("torch.")
+        raise WorkError(
+            f"the tensor {name} holds {'no' if tensor.is_meta else kind} numbers: minigpt reads fp32, bf16, fp16 and "
+            "fp64, so give a model that is not quantised"
+        )
+    return tensor
 
 
 def to_theirs(rules: Sequence[Rule], state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

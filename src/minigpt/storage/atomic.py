@@ -41,12 +41,14 @@ class CorruptFolderError(WorkError):
 
 
 @contextlib.contextmanager
-def atomic_folder(final: Path, *, replace: bool = False, kept: str | None = None) -> Iterator[Path]:
+def atomic_folder(
+    final: Path, *, replace: bool = False, kept: str | None = None, called: Path | None = None
+) -> Iterator[Path]:
     """Yield an empty temporary folder beside `final`; when the block ends well, publish it as `final` with a manifest.
 
     If the block raises, or the process dies, `final` is as it was. With `replace` an existing `final` is moved aside
     first and removed afterwards (`clean_stale` puts it back if the process dies between the two renames). Disk errors
-    become a `WorkError` that ends with `kept`, a few words on what is still there.
+    become a `WorkError` that ends with `kept`, a few words on what is still there, and names `called` (default: `final`).
     """
     parent = final.parent
     temporary = parent / temporary_name("tmp", final.name)
@@ -64,7 +66,7 @@ def atomic_folder(final: Path, *, replace: bool = False, kept: str | None = None
             if os.path.lexists(temporary):
                 fs.remove_tree(temporary)
         if isinstance(error, OSError) and _concerns(error, parent):
-            raise write_error(final, error, kept) from error
+            raise write_error(called or final, error, kept) from error
         raise
 
 

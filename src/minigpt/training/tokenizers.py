@@ -36,7 +36,10 @@ def make_tokenizer(config: Config, on_progress: Progress | None = None) -> Token
     if config.model.init_from is not None:
         folder = resolve_model(config.model.init_from)
         if folder.tokenizer_path is None:
-            raise RequestError(f"model.init_from={config.model.init_from} has no tokenizer: give a model that has one")
+            raise RequestError(
+                f"model.init_from={config.model.init_from} has no tokenizer: give it one by "
+                f"minigpt import {config.model.init_from} OUT --tokenizer PATH, and begin from OUT"
+            )
         return load_tokenizer(folder.tokenizer_path)
     if wanted.kind in TRAINED:
         return _trained_tokenizer(config, on_progress)

@@ -4,6 +4,8 @@ The checks, on what was read back from the file: every key and every tensor is t
 than its type explains; and the logits are those of the model, with its weights rounded likewise.
 """
 
+import errno
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -112,6 +114,10 @@ def _write(writer: Any, tensors: Mapping[str, Tensor], types: Mapping[str, str])
         writer.write_ti_data_to_file()
         for name, tensor in tensors.items():
             writer.write_tensor_data(stored(name, tensor, types[name]))
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error  # numpy only says how far it got
     finally:
         writer.close()
 
@@ -128,6 +134,8 @@ def _check(
     """WorkError unless the file is the model."""
     written = GGUFSource(path)
     for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise WorkError(f"the model's {name} has numbers that are not finite, so no export of it can be verified")
         error = largest_error(tensor, written.get(name), types[name])
         if not error <= 1:
             raise WorkError(f"the export is wrong: {name} is not what was written, so nothing was kept")

@@ -18,6 +18,8 @@ from minigpt.interop.tensors import Rule, TensorSource, check_source, to_ours
 from minigpt.model import GPT
 from minigpt.storage.model_folder import MODEL_TYPE, find_tokenizer, read_model_json
 
+MOST_LAYERS = 1000
+
 
 def read_config(folder: Path) -> ModelConfig:
     """The architecture of any model folder, ours or Hugging Face's. `RequestError` for one that minigpt cannot run."""
@@ -86,8 +88,11 @@ def find_family(hf_config: Mapping[str, Any], folder: Path) -> Family:
     name = hf_config["model_type"]
     if name not in FAMILIES:
         raise RequestError(f"{folder} is a {name!r} model, which minigpt cannot read; it reads {', '.join(FAMILIES)}")
-    if "quantization_config" in hf_config:
+    if hf_config.get("quantization_config") is not None:
         raise RequestError(f"{folder} is a quantised model, which minigpt cannot read: give the original one")
+    layers = hf_config.get("num_hidden_layers", hf_config.get("n_layer"))
+    if isinstance(layers, int) and layers > MOST_LAYERS:  # else this many would be made before any is missed
+        raise RequestError(f"{folder} says that it has {layers:,} layers: minigpt reads at most {MOST_LAYERS:,}")
     return FAMILIES[name]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from minigpt.config import RequestError
+from minigpt.config import RequestError, WorkError
 from minigpt.interop.exporting import require_free
 from minigpt.interop.merge.methods import IMPLEMENTED, Block
 from minigpt.interop.merge.options import MergeOptions
@@ -44,12 +44,14 @@ def merge_models(out: str | Path, models: Sequence[str | Path], log: Log = lambd
     def each_block() -> Iterator[Block]:
         return blocks(sources, base)
 
-    with atomic_folder(Path(out)) as folder:
+    with atomic_folder(Path(out), replace=Path(out).is_dir()) as folder:
         method.survey(each_block)
         state = {name: torch.empty(shape) for name, shape in sources[0].weights.shapes.items()}
         for block in each_block():
-            merged = method.merge(block)
-            state[block.name][block.start : block.start + merged.size(0)] = merged.float()
+            merged = method.merge(block).float()
+            if not merged.isfinite().all():
+                raise WorkError(f"the merged tensor {block.name} has numbers that are too large: take smaller factors")
+            state[block.name][block.start : block.start + merged.size(0)] = merged
         tokenizer = next((source.tokenizer for source in everyone if source.tokenizer is not None), None)
         write_model(folder, sources[0].config, state, tokenizer, extra={"merge": _record(asked, folders)})
     return Path(out)
