@@ -10,6 +10,7 @@ import torch
 from minigpt.config import ModelConfig
 from minigpt.model import GPT
 from minigpt.storage import load_model_config, load_state, save_model
+from minigpt.tokenizer import CharTokenizer
 
 
 def same_weights(one: Path, other: Path) -> bool:
@@ -84,6 +85,13 @@ def test_the_reason_why_not_and_nothing_left(run, tmp_path):
     assert done.status == 2 and "no transformers class represents this model" in done.complaint
     assert "model.embedding_size=4" in done.complaint
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_tokenizer_with_more_ids_than_the_model(run, tmp_path):
+    config = ModelConfig(n_layer=1, n_head=2, n_embd=8, context_length=8, vocab_size=3)
+    save_model(tmp_path / "model", config, GPT(config).state_dict(), CharTokenizer.from_texts(["abcdef"]))
+    done = run("export", tmp_path / "model", tmp_path / "out")
+    assert done.status == 2 and "the model only 3" in done.complaint and not (tmp_path / "out").exists()
 
 
 def test_a_damaged_source(run, model_folder, tmp_path):

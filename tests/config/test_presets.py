@@ -49,6 +49,7 @@ WANTED = {
     "qwen3-style": DEFAULTS | {"model.n_layer": 28, "model.n_embd": 1024, "model.head_dim": 128, "model.n_kv_head": 8},
     "olmo2-style": DEFAULT_FAMILY | {
         "model.norm_place": "post", "model.qk_norm": "full", "model.tie_embeddings": False,
+        "model.rope_theta": 500_000.0, "model.norm_eps": 1e-6,
     },
     "gemma-style": DEFAULT_FAMILY | {
         "model.norm_place": "sandwich", "model.qk_norm": "none", "model.mlp": "geglu_tanh", "model.logit_softcap": 30.0,
@@ -63,6 +64,24 @@ WANTED = {
         "model.n_inner": 2304, "tokenizer.vocab_size": 32_768,
     },
 }  # fmt: skip
+# As their papers and the config.json of the released models say.
+MIXTURES = {
+    "mixtral-style": {"n_expert": 8, "n_expert_used": 2, "n_shared": 0, "router": "softmax", "normalize": True,
+                      "weight_scale": 1.0, "balance": "loss"},
+    "qwen3-moe-style": {"n_expert_used": 8, "n_shared": 0, "router": "softmax", "normalize": True, "weight_scale": 1.0,
+                        "balance": "loss", "balance_weight": 0.001},
+    "deepseek-style": {"n_shared": 1, "router": "sigmoid", "normalize": True, "weight_scale": 2.5, "balance": "bias",
+                       "balance_rate": 0.001, "first_dense": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_experts(name):
+    model = load_config(name)[0].model
+    for key, value in MIXTURES[name].items():
+        assert getattr(model.moe, key) == value, key
+    taken = model.moe.n_expert_used + model.moe.n_shared
+    assert taken * model.expert_size == 2048  # as wide as the dense layer of the same width
 
 
 @pytest.mark.parametrize("name", WANTED)

@@ -1,5 +1,6 @@
 """Small random models of every architecture of llama.cpp that ours can be, for the tests of GGUF files."""
 
+from collections.abc import Iterator
 from functools import lru_cache
 
 import torch
@@ -110,3 +111,18 @@ def random_model(keys: dict, *, seed: int = 0, vocab_size: int = 300, width: int
         if tensor.dim() == 1 or name.endswith("balance_bias"):
             tensor += torch.randn(tensor.shape, generator=generator) * 0.1
     return model
+
+
+@lru_cache
+def known_keys() -> frozenset[str]:
+    """Every name of a key that llama.cpp's own package has, such as "{arch}.block_count"."""
+    import gguf
+
+    def texts(place: type) -> Iterator[str]:
+        for value in vars(place).values():
+            if isinstance(value, type):
+                yield from texts(value)
+            elif isinstance(value, str):
+                yield value
+
+    return frozenset(texts(gguf.Keys))

@@ -4,21 +4,18 @@ import json
 
 import pytest
 import torch
-from gguf_models import CASES, TEXT, random_model, tokenizer
+from gguf_models import CASES, TEXT, known_keys, random_model, tokenizer
 
 gguf = pytest.importorskip("gguf")
 
 import tokenizers  # noqa: E402
 
 from minigpt.config import ModelConfig, RequestError, WorkError  # noqa: E402
-from minigpt.inference import load  # noqa: E402
-from minigpt.interop import import_model  # noqa: E402
 from minigpt.interop.exporting import ExportSource, export_model  # noqa: E402
 from minigpt.interop.gguf import read_gguf, writing  # noqa: E402
 from minigpt.interop.gguf.architectures import find, represent  # noqa: E402
 from minigpt.interop.gguf.modelfile import is_chatml  # noqa: E402
 from minigpt.interop.gguf.reading import GGUFSource  # noqa: E402
-from minigpt.interop.gguf.rebuilding import rebuilt_tokenizer  # noqa: E402
 from minigpt.interop.gguf.tokens import vocabulary  # noqa: E402
 from minigpt.interop.huggingface.family import Family  # noqa: E402
 from minigpt.interop.meaning import differences  # noqa: E402
@@ -67,6 +64,14 @@ def test_every_architecture_comes_back(tmp_path, name):
         assert tensor.replace("blk.1.", "blk.0.").replace("blk.2.", "blk.0.").rsplit(".", 1)[0] in allowed
     found = represent(model.config)
     written = GGUFSource(path)
+    assert {key: value for key, value in values.items() if not key.startswith("GGUF.")} == written.keys
+    said = found.architecture.write(found.config)
+    for key in {key for key in said if "minigpt." not in key} - {"rope_freqs"}:
+        assert values[f"{architecture}.{key}"] == pytest.approx(said[key], rel=1e-6), key
+        assert f"{{arch}}.{key}" in known_keys(), "llama.cpp's own name of it"
+    for name, tensor in tensors.items():
+        if name != "rope_freqs.weight":
+            assert torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy()).equal(written.get(name))
     for ours, theirs in differences(found.config, written.config).values():
         assert theirs == pytest.approx(ours, rel=1e-6)  # numbers of 32 bits, some made from others
     # bit-equal in the file, whatever was rewritten before
@@ -120,6 +125,16 @@ def test_the_keys_of_a_qwen3(tmp_path):
     for tensor, name in ((q, "q"), (k, "k"), (v, "v")):
         assert torch.from_numpy(tensors[f"blk.1.attn_{name}.weight"].data.copy()).equal(tensor)
     assert "output.weight" not in tensors
+
+
+def test_a_file_is_called_as_its_run(tmp_path):
+    for name, expected in (
+        ("words", "words"),
+        ("words/model", "words"),
+        ("words/checkpoints/step-00000007", "words"),
+    ):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        assert source(random_model({"n_layer": 1}), path=tmp_path / name).name == expected
 
 
 def test_names_are_those_of_the_converter_for_hugging_face_folders(tmp_path):
@@ -338,7 +353,7 @@ def test_a_full_disk_and_numbers_that_are_none_are_called_what_they_are(tmp_path
             with pytest.raises(WorkError, match=rf"^could not write {out}: no space left on device$"):
                 export_model(source(model, tokenizer()), out, "gguf")
     model.norm.weight.data[3] = torch.nan
-    with pytest.raises(WorkError, match="output_norm.weight has numbers that are not finite"):
+    with pytest.raises(WorkError, match=r"output_norm\.weight has numbers that are not finite"):
         export_model(source(model, tokenizer()), tmp_path / "out.gguf", "gguf")
     assert not list(tmp_path.iterdir())
 
@@ -363,34 +378,3 @@ def test_without_the_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(RequestError, match=r'pip install "minigpt\[gguf\]"'):
         exported(tmp_path, {})
-
-
-def test_import_gives_the_model_and_its_tokenizer_back(tmp_path):
-    for pattern in ("gpt2", "llama3"):
-        tok = train_bpe([TEXT * 20], 297, pattern, ("<|endoftext|>", "<|user|>"))
-        model, path, _ = exported(tmp_path / pattern, {}, tok=tok)
-        import_model(path, tmp_path / f"{pattern} model")
-        again = load(tmp_path / f"{pattern} model", device="cpu")
-        assert not differences(model.config, again.config)
-        for name, tensor in model.state_dict().items():
-            assert again.model.state_dict()[name].equal(tensor)
-        assert again.tokenizer.special_tokens == tok.special_tokens and again.tokenizer.eot_id == tok.eot_id
-        assert [again.tokenizer.token_bytes(i) for i in range(297)] == [tok.token_bytes(i) for i in range(297)]
-        for text in (TEXT, "x<|user|>y<|endoftext|>", "a  \n 123456'LL é"):
-            assert again.tokenizer.encode(text) == tok.encode(text)
-            assert again.tokenizer.encode(text, allow_special=True) == tok.encode(text, allow_special=True)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"tokenizer.ggml.model": "t5"}, "GGUF's tokenizer 't5' cannot be taken over"),
-        ({"tokenizer.ggml.pre": "tekken"}, "splitting rule 'tekken' is not known here"),
-        ({"tokenizer.ggml.token_type": [1]}, "is damaged"),
-        ({"tokenizer.ggml.merges": ["q zz"]}, "cannot be used"),
-    ],
-)
-def test_tokenizers_of_files_that_cannot_be_ours(change, message):
-    keys = vocabulary(tokenizer(), random_model({}).config).keys
-    with pytest.raises(RequestError, match=message):
-        rebuilt_tokenizer({**keys, **change})

@@ -152,15 +152,14 @@ COMPARABLE: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.slow  # the counter imports the compiler
-@pytest.mark.parametrize("options", COMPARABLE)
-def test_operations_are_those_that_torch_counts(options: dict[str, Any]) -> None:
-    """But for what torch counts otherwise: vectors count as matrices here (PaLM's N is all parameters), and the sum of
-    the experts' outputs by their weights is a product of matrices there."""
-    config = ModelConfig(**SMALL, **options)
-    model = GPT(config, generator=torch.Generator().manual_seed(0))
+def check_operations(config: ModelConfig, device: str = "cpu") -> None:
+    """What torch counts is what is counted from the config, but for what torch counts otherwise: vectors count as
+    matrices here (PaLM's N is all parameters), and the sum of the experts' outputs by their weights is a product of
+    matrices there."""
     rows, length = 3, config.context_length
-    ids = torch.randint(config.padded_vocab_size, (rows, length), generator=torch.Generator().manual_seed(1))
+    with torch.device(device):
+        model = GPT(config)
+        ids = torch.randint(config.padded_vocab_size, (rows, length))
     counted = []
     for run in (lambda: model(ids), lambda: model(ids).sum().backward()):
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -169,9 +168,34 @@ def test_operations_are_those_that_torch_counts(options: dict[str, Any]) -> None
     vectors = sum(p.numel() for p in model.parameters() if p.ndim == 1)
     mixtures = sum(map(config.has_experts, range(config.n_layer))) * config.moe.n_expert_used * config.n_embd
     forward, both = counted
-    assert forward == forward_flops_per_token(config) - 2 * vectors + 2 * mixtures
-    assert both - forward == backward_flops_per_token(config) - 4 * vectors + 4 * mixtures
+    assert forward == forward_flops_per_token(config) - 2 * vectors + 2 * mixtures, config
+    assert both - forward == backward_flops_per_token(config) - 4 * vectors + 4 * mixtures, config
     assert flops_per_token(config) == forward_flops_per_token(config) + backward_flops_per_token(config)
+
+
+@pytest.mark.slow  # the counter imports the compiler
+@pytest.mark.parametrize("options", COMPARABLE)
+def test_operations_are_those_that_torch_counts(options: dict[str, Any]) -> None:
+    check_operations(ModelConfig(**SMALL, **options))
+
+
+@pytest.mark.slow
+def test_operations_of_random_configs() -> None:
+    draw = random.Random(1)
+    for _ in range(30):
+        check_operations(random_config(draw))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*preset_names(), "d2", "d32"])
+def test_operations_of_every_preset(name: str) -> None:
+    """In full size without memory; experts, whose rows only running shows, in two short layers."""
+    config = config_of_preset(name)  # what torch computes beyond windows is not counted: see the next test
+    whole = config.model_copy(update={"attention_window": None, "attention_softcap": None, "dropout": 0.0})
+    if whole.moe.n_expert:
+        check_operations(whole.model_copy(update={"n_layer": 2, "context_length": 8}))
+    else:
+        check_operations(whole, "meta")
 
 
 def test_windows_count_what_they_see() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -228,12 +229,19 @@ def check_cache(config: ModelConfig) -> None:
 
 
 def check_gradients(config: ModelConfig) -> None:
-    """Along one random direction for each parameter: the gradient's slope is that of float64 finite differences."""
-    model, tokens, targets = build(config, torch.float64), draw_ids(2, LENGTH), draw_ids(2, LENGTH, seed=1)
+    """Along one random direction for each parameter: the gradient's slope is that of float64 finite differences.
+
+    In training: dropout drops the same each time, and the gradient is that of the auxiliary losses of experts as well.
+    """
+    model, tokens, targets = build(config, torch.float64).train(), draw_ids(2, LENGTH), draw_ids(2, LENGTH, seed=1)
     document_ids = (torch.arange(LENGTH) // 7).expand(2, LENGTH)
 
     def loss() -> Tensor:
+        torch.manual_seed(5)
         return model(tokens, targets=targets, document_ids=document_ids)
+
+    def summed_up(loss: Tensor, targets: Tensor) -> Tensor:
+        return loss + model.routers.auxiliary_loss() * targets.numel()
 
     loss().backward()
     generator = torch.Generator().manual_seed(3)
@@ -241,11 +249,11 @@ def check_gradients(config: ModelConfig) -> None:
         assert parameter.grad is not None, name
         direction = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
         at, values = parameter.detach().clone(), []
-        with torch.no_grad():
-            for step in (STEP, -STEP):
-                parameter.copy_(at + step * direction)
-                values.append(loss())
-            parameter.copy_(at)
+        for step in (STEP, -STEP):
+            parameter.data.copy_(at + step * direction)
+            with patch.object(model.routers, "attach", summed_up):
+                values.append(loss().detach())
+        parameter.data.copy_(at)
         slope = (values[0] - values[1]) / (2 * STEP)
         expected = (parameter.grad * direction).sum()
         torch.testing.assert_close(expected, slope, atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
@@ -343,3 +351,32 @@ def check_precisions(config: ModelConfig) -> None:
 @given(config=configs())
 def test_narrow_numbers(config: ModelConfig) -> None:
     check_precisions(config)
+
+
+def check_compiled(config: ModelConfig) -> None:
+    """Traced as for `torch.compile`: the loss, the gradients and, in pieces with a cache, the logits are the same."""
+    torch.compiler.reset()
+    config = config.model_copy(update={"dropout": 0.0})
+    tokens, targets, (plain, traced) = draw_ids(2, LENGTH), draw_ids(2, LENGTH, seed=1), (build(config), build(config))
+    traced.compile_blocks("aot_eager")
+    losses = []
+    for model in (plain, traced):
+        losses.append(model.train()(tokens, targets=targets))
+        losses[-1].backward()
+    torch.testing.assert_close(losses[1], losses[0])
+    for (name, parameter), other in zip(traced.named_parameters(), plain.parameters(), strict=True):
+        close = {"atol": 2e-4 * float(1 + other.grad.abs().max()), "rtol": 0.0}  # fp32 in another order
+        torch.testing.assert_close(parameter.grad, other.grad, **close, msg=lambda m, n=name: f"{n}: {m}")
+    traced.eval()
+    with torch.inference_mode():
+        cache = traced.make_cache(2, LENGTH)
+        logits = torch.cat([traced(piece, cache=cache) for piece in tokens.split([7, 1, 4], dim=1)], dim=1)
+        torch.testing.assert_close(logits, plain.eval()(tokens), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.slow  # tracing takes seconds
+@settings(FEW, max_examples=20)
+@given(config=configs())
+def test_compiled_blocks_are_the_same(config: ModelConfig) -> None:
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        check_compiled(config)

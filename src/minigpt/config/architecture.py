@@ -79,7 +79,7 @@ class MoEConfig(Section):
     balance: Literal["loss", "bias", "none"] = "loss"
     """What keeps experts equally busy: an auxiliary loss (Fedus 2021) or a bias on the choice (Wang et al. 2024)."""
     balance_weight: float = Field(0.01, ge=0)
-    """Weight of the auxiliary loss (balance=loss)."""
+    """Weight of the auxiliary loss of each layer, which is 1 when all experts are equally busy (balance=loss)."""
     balance_rate: float = Field(0.001, gt=0)
     """Step of the bias after each optimizer step (balance=bias)."""
     z_loss_weight: float = Field(0.0, ge=0)

@@ -1,7 +1,8 @@
 """What stands before every text that a model was trained on, such as Llama's <|begin_of_text|> or Gemma's <bos>.
 
 Models of this package have nothing there; many others give poor text without it. A Hugging Face folder says it in its
-tokenizer.json (`post_processor`), a model folder of ours that was made of another program's in its config.json.
+tokenizer.json (`post_processor`) or beside its tokenizer.model (`add_bos_token`), a model folder of ours that was made
+of another program's in its config.json.
 """
 
 import json
@@ -11,6 +12,8 @@ from typing import Any
 
 from minigpt.storage.model_folder import MODEL_TYPE, read_model_json
 
+BEGINNING = ("LlamaTokenizer", "LlamaTokenizerFast", "GemmaTokenizer", "GemmaTokenizerFast")
+"""Classes of transformers that put a token there unless told not to."""
 KEY = "begin_ids"
 """Where a model folder keeps the ids, under `extra` of its config.json."""
 
@@ -21,11 +24,37 @@ def begin_ids(folder: Path) -> tuple[int, ...]:
     if content["model_type"] == MODEL_TYPE:
         extra = content.get("extra")
         return _ids(extra.get(KEY)) if isinstance(extra, Mapping) else ()
+    if not (folder / "tokenizer.json").is_file() and (folder / "tokenizer.model").is_file():
+        settings = _content(folder / "tokenizer_config.json")
+        usual = settings.get("tokenizer_class") in BEGINNING
+        return _ids([content.get("bos_token_id")]) if settings.get("add_bos_token", usual) is True else ()
+    return _template_begin(_content(folder / "tokenizer.json").get("post_processor"))
+
+
+def _content(path: Path) -> Mapping[str, Any]:
+    """Of a JSON file; nothing if it cannot be read, since whoever needs the tokenizer says what is wrong with it."""
     try:
-        tokenizer = json.loads((folder / "tokenizer.json").read_bytes())
-    except (OSError, ValueError, RecursionError):  # whoever needs the tokenizer says what is wrong with it
-        return ()
-    return _template_begin(tokenizer.get("post_processor")) if isinstance(tokenizer, Mapping) else ()
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, Mapping) else {}
+
+
+def with_begin(content: Mapping[str, Any], names: Mapping[str, int]) -> dict[str, Any]:
+    """A tokenizer.json that puts these tokens (ids by name), and nothing else, before every text."""
+    processor = content.get("post_processor")
+    if _template_begin(processor) == tuple(names.values()):
+        return dict(content)
+    parts = processor["processors"] if processor and processor["type"] == "Sequence" else [processor]
+    parts = [part for part in parts if part and part["type"] != "TemplateProcessing"]
+    if names:
+        first = [{"SpecialToken": {"id": name, "type_id": 0}} for name in names]
+        text, second = ({"Sequence": {"id": letter, "type_id": 0}} for letter in "AB")
+        special = {name: {"id": name, "ids": [i], "tokens": [name]} for name, i in names.items()}
+        single, pair = [*first, text], [*first, text, second]
+        parts.append({"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special})
+    several = {"type": "Sequence", "processors": parts}
+    return {**content, "post_processor": several if len(parts) > 1 else next(iter(parts), None)}
 
 
 def _template_begin(processor: Any) -> tuple[int, ...]:

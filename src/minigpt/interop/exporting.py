@@ -17,8 +17,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from minigpt.config import ModelConfig, RequestError
 from minigpt.config.extension import require_trust
+from minigpt.interop.begin import begin_ids
 from minigpt.storage import resolve_model
 from minigpt.storage.atomic import MANIFEST, atomic_folder, temporary_name, write_error
+from minigpt.storage.checkpoint import CHECKPOINTS, step_of
+from minigpt.storage.resolve import MODEL_FOLDER
 from minigpt.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -37,6 +40,16 @@ class ExportSource:
     config: ModelConfig
     tokenizer: Tokenizer | None
     build: "Callable[[], GPT]"
+    begin: tuple[int, ...] = ()
+    """Ids that stand before every text that it knows (see `interop.begin`)."""
+
+    @property
+    def name(self) -> str:
+        """What to call it: the folder's name, the run's for what is in a run."""
+        path = self.path.absolute()
+        if step_of(path) is not None:
+            path = path.parent  # the folder of the checkpoints
+        return path.parent.name if path.name in (CHECKPOINTS, MODEL_FOLDER) else path.name
 
     @cached_property
     def model(self) -> "GPT":
@@ -59,6 +72,7 @@ def open_source(path: str, trust_code: bool | None = None, log: Log = lambda lin
         config=config,
         tokenizer=load_tokenizer(found.tokenizer_path) if found.tokenizer_path else None,
         build=lambda: build_model(found.path, trust_code=trust_code),
+        begin=begin_ids(found.path),
     )
 
 
@@ -110,6 +124,12 @@ def export_model(
     other = next((name for name, its in FORMATS.items() if its.suffix == out.suffix != kind.suffix), None)
     if other is not None:
         raise RequestError(f"{out} is the name of a file, which --format {format} does not write: say --format {other}")
+    words, rows = source.tokenizer, source.config.vocab_size
+    if words is not None and rows is not None and words.vocab_size > rows:
+        raise RequestError(
+            f"the tokenizer has {words.vocab_size:,} ids and the model only {rows:,}: give it more rows with minigpt "
+            f"import --vocab-size {words.vocab_size}, or its own tokenizer with --tokenizer"
+        )
     require_free(out)
     exporter: Exporter = getattr(import_module(kind.module), kind.function)
     with _new_parents_only_if_done(out):

@@ -48,7 +48,7 @@ def atomic_folder(
 
     If the block raises, or the process dies, `final` is as it was. With `replace` an existing `final` is moved aside
     first and removed afterwards (`clean_stale` puts it back if the process dies between the two renames). Disk errors
-    become a `WorkError` that ends with `kept`, a few words on what is still there, and names `called` (default: `final`).
+    become a `WorkError` about `called` (None: `final`) that ends with `kept`, a few words on what is still there.
     """
     parent = final.parent
     temporary = parent / temporary_name("tmp", final.name)

@@ -165,7 +165,7 @@ def require_same_network(model: ModelConfig) -> None:
         return
     other = read_config(resolve_model(model.init_from).path)
     differing = differences(model, other)
-    if model.padded_vocab_size != other.padded_vocab_size:
+    if model.padded_vocab_size != other.padded_vocab_size and "model.vocab_size" not in differing:
         differing["model.vocab_multiple"] = (model.vocab_multiple, other.vocab_multiple)
     if model.n_layer != other.n_layer:  # what is said layer by layer differs with their number
         differing = {key: values for key, values in differing.items() if not isinstance(values[0], list)}

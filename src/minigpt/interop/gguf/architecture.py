@@ -61,6 +61,10 @@ class Architecture:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """What it takes for options whose keys are not there."""
     experts: Experts | None = None
+    mean_width_layers: int | None = None
+    """Number of layers at which it scales scores by n_embd / n_head, whatever the heads' width is."""
+    other_layers: int | None = None
+    """Number of layers at which it is a network that nothing here represents."""
 
     def write(self, config: ModelConfig) -> Keys:
         """The keys that say as much of `config` as can be said."""
@@ -120,6 +124,13 @@ class Architecture:
         options |= self.defaults
         if self.scaled_embeddings:
             options["embedding_multiplier"] = math.sqrt(width)
+        if options["n_layer"] == self.mean_width_layers:
+            options["attention_scale"] = (width // heads) ** -0.5
+        if options["n_layer"] == self.other_layers:
+            raise RequestError(
+                f"llama.cpp takes every {self.name} of {self.other_layers} layers for a published model, which has "
+                "parts that minigpt does not have"
+            )
         for option, key in self.factors.items():
             if isinstance(keys.get(key), bool):
                 options[option] = keys[key]

@@ -65,6 +65,7 @@ ARCHITECTURES = (
         windows=Windows("own"),
         scaled_embeddings=True,
         factors={"logit_softcap": "final_logit_softcapping"},
+        mean_width_layers=62,
     ),
     Architecture(
         "gemma2",
@@ -75,8 +76,9 @@ ARCHITECTURES = (
         scaled_embeddings=True,
         factors={"attention_softcap": "attn_logit_softcapping", "logit_softcap": "final_logit_softcapping"},
         defaults={"attention_softcap": 50.0, "logit_softcap": 30.0},
+        mean_width_layers=46,
     ),
-    Architecture("exaone4", {**_RMS, "qk_norm": "head", "norm_place": "post"}),
+    Architecture("exaone4", {**_RMS, "qk_norm": "head", "norm_place": "post"}, other_layers=64),
     Architecture("starcoder2", {**_LAYER, "qk_norm": "none"}, always=_EVERY),
     Architecture(
         "gptneox",

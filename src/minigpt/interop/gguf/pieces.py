@@ -28,7 +28,6 @@ def piece_keys(model: ModelDescription, size: int) -> dict[str, Any]:
         "tokenizer.ggml.scores": [*(float(piece.score) for piece in model.pieces), *(0.0 for _ in spare)],
         "tokenizer.ggml.token_type": [*(int(piece.kind) for piece in model.pieces), *(UNUSED for _ in spare)],
         "tokenizer.ggml.add_space_prefix": model.dummy_prefix,
-        "tokenizer.ggml.add_bos_token": model.begin_id is not None,
     }
     if model.begin_id is not None:
         keys["tokenizer.ggml.bos_token_id"] = model.begin_id

@@ -14,7 +14,7 @@ from minigpt.interop.gguf.architecture import Architecture
 from minigpt.interop.gguf.architectures import find
 from minigpt.interop.gguf.header import read_header
 from minigpt.interop.gguf.library import gguf_library
-from minigpt.interop.gguf.rebuilding import rebuilt_tokenizer
+from minigpt.interop.gguf.rebuilding import begin_of, rebuilt_tokenizer
 from minigpt.interop.gguf.tensors import TABLE_TENSOR, rules
 from minigpt.interop.tensors import check_source, to_ours
 from minigpt.model import GPT
@@ -99,8 +99,10 @@ def read_gguf(path: Path) -> GPT:
     return build(source.config, source.tensors())
 
 
-def import_gguf(path: Path) -> tuple[ModelConfig, Iterator[tuple[str, Tensor]], Tokenizer | None, list[str]]:
-    """What an import takes of a file: configuration, tensors, tokenizer (None if it cannot be ours), what to tell."""
+def import_gguf(
+    path: Path,
+) -> tuple[ModelConfig, Iterator[tuple[str, Tensor]], Tokenizer | None, list[str], tuple[int, ...]]:
+    """What an import takes of a file, as `interop.importing.Imported` has it; a tokenizer only if it can be ours."""
     source = GGUFSource(path)
     tokenizer, notes = None, []
     if source.keys.get("tokenizer.ggml.model", "no_vocab") != "no_vocab":
@@ -108,7 +110,7 @@ def import_gguf(path: Path) -> tuple[ModelConfig, Iterator[tuple[str, Tensor]], 
             tokenizer = rebuilt_tokenizer(source.keys)
         except RequestError as error:
             notes.append(str(error))
-    return source.config, source.tensors(), tokenizer, notes
+    return source.config, source.tensors(), tokenizer, notes, begin_of(source.keys)
 
 
 def build(config: ModelConfig, tensors: Iterator[tuple[str, Tensor]]) -> GPT:

@@ -4,6 +4,7 @@ The tokens that are no text are words of the vocabulary too, as in GPT-2's token
 number.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models
 
 from minigpt.config import RequestError
+from minigpt.interop.begin import with_begin
 from minigpt.interop.gguf.tokens import CONTROL, MERGING_RULES, RULES, UNUSED, USER_DEFINED
 from minigpt.tokenizer import HuggingFaceTokenizer
 from minigpt.tokenizer.patterns import WHOLE_WORDS_FIRST, pre_tokenizer
@@ -42,9 +44,21 @@ def rebuilt_tokenizer(keys: Mapping[str, Any]) -> HuggingFaceTokenizer:
         names = [token for token, each in zip(tokens, types, strict=True) if each == of]
         added = [AddedToken(name, special=special, normalized=False) for name in names]
         backend.add_special_tokens(added) if special else backend.add_tokens(added)
+    if begin := begin_of(keys):
+        content = with_begin(json.loads(backend.to_str()), {tokens[i]: i for i in begin if i < len(tokens)})
+        backend = tokenizers.Tokenizer.from_str(json.dumps(content))
     named = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding"}
     ids = {setting: keys.get(f"tokenizer.ggml.{name}_token_id") for setting, name in named.items()}
     settings = {name: tokens[i] for name, i in ids.items() if isinstance(i, int) and i < len(tokens)}
     if isinstance(template := keys.get("tokenizer.chat_template"), str):
         settings["chat_template"] = template
     return HuggingFaceTokenizer(backend, settings=settings)
+
+
+def begin_of(keys: Mapping[str, Any]) -> tuple[int, ...]:
+    """What llama.cpp puts before every text; where a file does not say, the usual of its kind of tokenizer."""
+    pieces = keys.get("tokenizer.ggml.model") == "llama"
+    usual = pieces or keys.get("tokenizer.ggml.pre") == RULES["llama3"]
+    begin = keys.get("tokenizer.ggml.bos_token_id", 1 if pieces else None)
+    wanted = keys.get("tokenizer.ggml.add_bos_token", usual) is True
+    return (begin,) if wanted and isinstance(begin, int) and begin >= 0 else ()

@@ -7,6 +7,7 @@ src/llama-vocab.cpp.
 
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,13 @@ class Vocabulary:
     """What to tell people."""
 
 
-def vocabulary(tokenizer: Tokenizer | None, config: ModelConfig) -> Vocabulary:
-    """The keys of a model's tokenizer. RequestError: llama.cpp has none that gives the same ids, with the reason."""
+def vocabulary(tokenizer: Tokenizer | None, config: ModelConfig, begin: Sequence[int] = ()) -> Vocabulary:
+    """The keys of a model's tokenizer, and what stands before every text.
+
+    RequestError: llama.cpp has none that gives the same ids, with the reason.
+    """
+    if len(begin) > 1:
+        raise _impossible(f"{len(begin)} tokens stand before every text, and llama.cpp can put one there")
     if tokenizer is None:
         note = "the model has no tokenizer, so only programs that give token ids can use the file"
         return Vocabulary({"tokenizer.ggml.model": "no_vocab"}, notes=(note,))
@@ -67,6 +73,9 @@ def vocabulary(tokenizer: Tokenizer | None, config: ModelConfig) -> Vocabulary:
         raise _impossible("it has no tokenizer.json")
     else:
         keys = _byte_level_keys(json.loads(content), size, notes)
+    keys |= {"tokenizer.ggml.add_bos_token": bool(begin)}
+    if begin:
+        keys["tokenizer.ggml.bos_token_id"] = begin[0]
     keys |= _special_keys(tokenizer, settings, keys)
     if isinstance(template, str):
         keys["tokenizer.chat_template"] = template
@@ -100,18 +109,13 @@ def _byte_level_keys(content: dict[str, Any], size: int, notes: list[str]) -> di
         if not token["special"] and any(token.get(key) for key in ("lstrip", "rstrip", "single_word")):
             raise _impossible(f"its token {token['content']!r} takes the spaces around it")
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-    keys = {
+    return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": rule,
         "tokenizer.ggml.tokens": [names.get(i, f"[UNUSED_{i}]") for i in range(size)],
         "tokenizer.ggml.token_type": [kinds.get(i, NORMAL) if i in names else UNUSED for i in range(size)],
         "tokenizer.ggml.merges": merges,
     }
-    backend = tokenizers.Tokenizer.from_str(json.dumps(content))
-    plain, full = (backend.encode("a", add_special_tokens=special).ids for special in (False, True))
-    if full != plain and full[1:] == plain:
-        return keys | {"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.bos_token_id": full[0]}
-    return keys | {"tokenizer.ggml.add_bos_token": False}
 
 
 def _differences(content: dict[str, Any], pattern: str) -> list[str]:

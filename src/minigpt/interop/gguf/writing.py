@@ -43,7 +43,7 @@ def export_gguf(source: ExportSource, folder: Path, dtype: str, log: Log) -> Pat
     """
     library, kind = gguf_library(), KINDS[dtype]
     found = represent(source.config)
-    tokens = vocabulary(source.tokenizer, found.config)
+    tokens = vocabulary(source.tokenizer, found.config, source.begin)
     for note in tokens.notes:
         log(note)
     theirs = _tensors(source, found)
@@ -52,7 +52,7 @@ def export_gguf(source: ExportSource, folder: Path, dtype: str, log: Log) -> Pat
     keys = {f"{architecture}.{key}" if "minigpt." not in key else key: value for key, value in _keys(found).items()}
     path = folder / FILE
     writer = library.GGUFWriter(path, architecture)
-    _add_keys(writer, {"general.name": source.path.name, "general.file_type": kind.file_type, **keys, **tokens.keys})
+    _add_keys(writer, {"general.name": source.name, "general.file_type": kind.file_type, **keys, **tokens.keys})
     if any(type_name.startswith("Q") for type_name in types.values()):
         writer.add_quantization_version(library.GGML_QUANT_VERSION)
     _write(writer, theirs, types)

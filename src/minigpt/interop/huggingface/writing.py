@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from minigpt.config import RequestError, WorkError
+from minigpt.interop.begin import with_begin
 from minigpt.interop.exporting import ExportSource, Log
 from minigpt.interop.huggingface.families import FAMILIES
 from minigpt.interop.huggingface.reading import build_model
@@ -45,7 +46,7 @@ def export_hf(source: ExportSource, folder: Path, dtype: str, log: Log) -> Path:
     rounded = dict(_rounded(to_theirs(rules, state), kind))
 
     words = source.tokenizer
-    settings = {} if words is None else _write_tokenizer(words, folder, source.config.context_length)
+    settings = {} if words is None else _write_tokenizer(words, source, folder)
     special = _special_ids(words, settings)
     write_weights(folder, rounded.items(), SHARD_BYTES)
     _write_json(folder / "config.json", _config_json(as_theirs, dtype, special))
@@ -54,6 +55,7 @@ def export_hf(source: ExportSource, folder: Path, dtype: str, log: Log) -> Path:
 
     expected = source.model
     if kind != torch.float32:  # what rounding changes is not the file's fault
+        verify(_network(as_theirs, state), expected, what="the model as that class")
         expected = _network(as_theirs, dict(to_ours(rules, rounded.__getitem__)))
         moved = verify(expected, source.model, tolerance=float("inf"))
         log(f"rounding to {dtype} moves the logits by up to {moved:.1e} of the largest one")
@@ -137,11 +139,18 @@ def _generation_json(tokenizer: Tokenizer | None, special: dict[str, int | None]
     return {**special, "eos_token_id": sorted(ends) if len(ends) > 1 else next(iter(ends), None)}
 
 
-def _write_tokenizer(tokenizer: Tokenizer, folder: Path, context_length: int) -> dict[str, Any]:
-    """Its files; gives the content of tokenizer_config.json."""
+def _write_tokenizer(tokenizer: Tokenizer, source: ExportSource, folder: Path) -> dict[str, Any]:
+    """Its files, with what stands before every text; gives the content of tokenizer_config.json."""
     tokenizer.save(folder)
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_bytes())
+    ids = {i: name for name, i in tokenizer.special_tokens.items()}
+    changed = with_begin(content, {ids[i]: i for i in source.begin if i in ids})
+    if changed != content:
+        path.unlink()
+        write_file(path, json.dumps(changed, ensure_ascii=False).encode())
     path = folder / "tokenizer_config.json"
-    settings: dict[str, Any] = {**json.loads(path.read_bytes()), "model_max_length": context_length}
+    settings: dict[str, Any] = {**json.loads(path.read_bytes()), "model_max_length": source.config.context_length}
     path.unlink()
     _write_json(path, settings)
     return settings
