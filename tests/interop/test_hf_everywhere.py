@@ -29,7 +29,7 @@ def test_load_and_generate(tiny_gpt2: Path):
 def test_commands(tiny_gpt2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "text.txt").write_text(TEXT * 20)
     model = str(tiny_gpt2)
-    assert main(["generate", model, "--prompt", "the", "--max-new-tokens", "3", "--json"]) == 0
+    assert main(["generate", model, "--prompt", "the", "--max-new-tokens", "3", "--seed", "1", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["ids"]) == 3
     assert main(["eval", model, "--task", "loss", "--data", str(tmp_path / "text.txt"), "--json"]) == 0
     assert 4 < json.loads(capsys.readouterr().out)["loss"] < 8  # of 300 ids at random: ln 300 = 5.7
@@ -214,3 +214,11 @@ def test_a_template_that_says_nothing(template: Any, tiny_gpt2: Path):
     processor = {"type": "TemplateProcessing", **template} if isinstance(template, dict) else template
     (tiny_gpt2 / "tokenizer.json").write_text(json.dumps({**content, "post_processor": processor}))
     assert begin_ids(tiny_gpt2) == ()
+
+
+def test_what_another_program_changed_is_no_damage(tiny_gpt2: Path, tmp_path: Path):
+    """An export lists its files with their sums, and a person may well edit its chat template."""
+    assert main(["export", str(tiny_gpt2), str(tmp_path / "out")]) == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config | {"note": "edited"}))
+    assert resolve_model(tmp_path / "out").path == tmp_path / "out"

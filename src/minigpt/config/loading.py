@@ -65,6 +65,8 @@ def load_config(
     command = anchored(command, Path())  # of the file too, in `_read`
     notes: list[str] = []
     preset = _with_validation_of_its_own(preset, set(_flatten(own)) | set(_flatten(command)), notes)
+    if (_flatten(own) | _flatten(command)).get("model.init_from") is not None:
+        preset = _without_its_network(preset, notes)
     if command:
         below = _merge(_merge({}, preset), own)
         config = _settled(below, command, notes, strict=_meaningless(preset, own))
@@ -83,6 +85,15 @@ def _with_validation_of_its_own(preset: dict[str, Any], above: Set[str], notes: 
         return preset
     notes.append(f"data.val={show(value)} is dropped because data.train is another text than the preset's")
     return preset | {"data": {key: kept for key, kept in preset["data"].items() if key != "val"}}
+
+
+def _without_its_network(preset: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+    """The preset, of whose network only the dropout stays, for a run that begins with another model."""
+    model = preset.get("model", {})
+    kept = {key: value for key, value in model.items() if key == "dropout"}
+    if len(kept) < len(model):
+        notes.append("the preset's network is dropped because model.init_from brings its own")
+    return preset | {"model": kept}
 
 
 def _meaningless(preset: dict[str, Any], own: dict[str, Any]) -> set[str]:

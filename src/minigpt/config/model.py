@@ -127,6 +127,8 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
+        if self.init_from is not None and len(self.model_fields_set) < len(type(self).model_fields):
+            return self  # the other keys are that model's: whether they fit is seen when it is there
         if self.head_dim is None and self.n_embd % self.n_head:
             raise ValueError(
                 f"model.n_embd={self.n_embd} is not divisible by model.n_head={self.n_head}: "

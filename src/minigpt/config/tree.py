@@ -58,20 +58,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        length, tokens = self.model.context_length, self.training.batch_tokens
-        if tokens % length:
-            lower = tokens // length * length
-            near = f"{lower} or {lower + length}" if lower else f"{length}"
-            raise ValueError(
-                f"training.batch_tokens={tokens} is not a multiple of model.context_length={length}: use {near}"
-            )
-        rows, micro = self.batch_rows, self.training.micro_batch
-        if isinstance(micro, int) and rows % micro:
-            divisor = max(d for d in range(1, min(rows, micro) + 1) if rows % d == 0)
-            raise ValueError(
-                f"training.micro_batch={micro} does not divide the {rows} rows of a batch "
-                f"(training.batch_tokens / model.context_length): use {divisor}"
-            )
+        if self.model.init_from is None or "context_length" in self.model.model_fields_set:
+            self.require_whole_batches()  # otherwise the context is that of a model that nobody has looked at yet
         if self.data.streaming and self.training.overfit_batches is not None:
             raise ValueError(
                 "training.overfit_batches repeats its rows, and those of data.streaming=true come once: set it to false"
@@ -87,6 +75,23 @@ class Config(Section):
                 f"schedule.min_lr={self.schedule.min_lr} is above the peak optimizer.lr={self.optimizer.lr}"
             )
         return self
+
+    def require_whole_batches(self) -> None:
+        """Raises ValueError unless rows of the context fill the batch, and micro-batches its rows."""
+        length, tokens = self.model.context_length, self.training.batch_tokens
+        if tokens % length:
+            lower = tokens // length * length
+            near = f"{lower} or {lower + length}" if lower else f"{length}"
+            raise ValueError(
+                f"training.batch_tokens={tokens} is not a multiple of model.context_length={length}: use {near}"
+            )
+        rows, micro = self.batch_rows, self.training.micro_batch
+        if isinstance(micro, int) and rows % micro:
+            divisor = max(d for d in range(1, min(rows, micro) + 1) if rows % d == 0)
+            raise ValueError(
+                f"training.micro_batch={micro} does not divide the {rows} rows of a batch "
+                f"(training.batch_tokens / model.context_length): use {divisor}"
+            )
 
     @property
     def preset(self) -> str | None:
@@ -108,11 +113,13 @@ def ineffective(config: Config) -> dict[str, str]:
     def rule(condition: bool, reason: str, *keys: str) -> None:
         off.update({key: reason for key in keys if condition})
 
-    _model_rules(model, rule)
     _data_rules(data, rule)
     if model.init_from is None:
+        _model_rules(model, rule)
         _tokenizer_rules(tokenizer, rule)
     else:
+        rule(True, "model.init_from gives the initial weights",
+             "model.init_std", "model.init_residual", "model.init_head_std")  # fmt: skip
         rule(True, "model.init_from brings its own tokenizer", *_keys("tokenizer", tokenizer))
     rule(schedule.kind == "constant", "schedule.kind=constant does not decay", "schedule.min_lr")
     rule(schedule.kind != "wsd", f"schedule.kind={schedule.kind} decays over the whole run", "schedule.decay_fraction")
@@ -197,8 +204,6 @@ def _model_rules(model: ModelConfig, rule: Callable[..., None]) -> None:
     rule(model.norm == "rmsnorm", "model.norm=rmsnorm has no biases", "model.norm_bias")
     rule(not model.norm_weight, "model.norm_weight=false leaves normalisations nothing to train", "model.norm_bias")
     rule(model.tie_embeddings, "model.tie_embeddings=true has no head of its own", "model.init_head_std")
-    rule(model.init_from is not None, "model.init_from gives the initial weights",
-         "model.init_std", "model.init_residual", "model.init_head_std")  # fmt: skip
 
 
 def _keys(prefix: str, section: Section, *but: str) -> list[str]:

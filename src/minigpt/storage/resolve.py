@@ -38,7 +38,8 @@ def resolve_model(path: Path | str, log: Callable[[str], None] | None = None) ->
 
     Of a run folder it is `model/` once the run is finished and the newest good checkpoint until then; damaged ones are
     passed over with a line to `log` and left where they are. Takes no lock: a run may go on meanwhile. What has a
-    manifest is verified (not the optimizer, which nobody reads here). Raises `RequestError` or `CorruptFolderError`.
+    manifest is verified, but for the optimizer, which nobody reads here, and for Hugging Face folders, which other
+    programs may have changed since. Raises `RequestError` or `CorruptFolderError`.
     """
     path = Path(path)
     if path.name in POINTERS and path.parent.name == CHECKPOINTS and not path.is_dir():
@@ -50,7 +51,7 @@ def resolve_model(path: Path | str, log: Callable[[str], None] | None = None) ->
     if not path.is_dir():
         raise RequestError(f"{path} is a file: a model is a run folder, a checkpoint or a model folder")
     if (path / CONFIG_FILE).exists() or step_of(path) is not None:
-        if step_of(path) is not None or (path / MANIFEST).exists():
+        if step_of(path) is not None or ((path / MANIFEST).exists() and _is_ours(path)):
             verify_model(path)
         return _found(path)
     run = path.parent if path.name == CHECKPOINTS else path
@@ -73,6 +74,14 @@ def resolve_model(path: Path | str, log: Callable[[str], None] | None = None) ->
         raise RequestError(f"run folder {run} has no checkpoint yet")
     what = "it is empty" if not any(path.iterdir()) else f"it has neither {CONFIG_FILE} nor {CHECKPOINTS}/"
     raise RequestError(f"{path} is neither a run folder nor a model folder: {what}")
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether it is a folder of minigpt's own, as far as one that may be damaged says."""
+    try:
+        return is_own(folder)
+    except CorruptFolderError:
+        return True
 
 
 def _found(folder: Path) -> ModelFolder:

@@ -7,17 +7,13 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
-from typing import Any
 
 import torch
 
-from minigpt.config import Config, ModelConfig, RequestError
-from minigpt.config.yaml import dump_yaml, show
+from minigpt.config import Config, RequestError
 from minigpt.data import PreparedData, prepare
 from minigpt.inference import pick_device
-from minigpt.interop.huggingface.reading import read_config, read_state
-from minigpt.interop.meaning import differences, meaning
+from minigpt.interop.huggingface.reading import read_state
 from minigpt.model import GPT
 from minigpt.model.count import count_parameters
 from minigpt.objectives import Objective, make_objective
@@ -26,6 +22,7 @@ from minigpt.tokenizer import Tokenizer
 from minigpt.training.allocator import keep_freed_memory
 from minigpt.training.cores import available_cores
 from minigpt.training.extensions import settle_extensions
+from minigpt.training.network import settle_network
 from minigpt.training.seeds import derived_seed
 from minigpt.training.tokenizers import make_tokenizer as make_tokenizer
 
@@ -140,7 +137,6 @@ class Parts:
         if config.model.init_from is None:
             model.init_weights(torch.Generator().manual_seed(derived_seed("weights", config.run.seed)))
             return
-        require_same_network(config.model)
         model.load_state_dict(read_state(resolve_model(config.model.init_from).path))
 
     @property
@@ -159,34 +155,6 @@ class Parts:
         return make_objective(self.config, self.data, self.tokenizer, self.max_steps)
 
 
-def require_same_network(model: ModelConfig) -> None:
-    """Raises RequestError naming the keys in which the model of `init_from` is another network than `model`."""
-    if model.init_from is None:
-        return
-    other = read_config(resolve_model(model.init_from).path)
-    differing = differences(model, other)
-    if model.padded_vocab_size != other.padded_vocab_size and "model.vocab_size" not in differing:
-        differing["model.vocab_multiple"] = (model.vocab_multiple, other.vocab_multiple)
-    if model.n_layer != other.n_layer:  # what is said layer by layer differs with their number
-        differing = {key: values for key, values in differing.items() if not isinstance(values[0], list)}
-    ours, theirs = meaning(model), meaning(other)
-    shared = {key: values for key, values in differing.items() if (key in ours) == (key in theirs)}
-    if differing:  # options of a part that only one has follow from the part itself
-        said = ", ".join(_difference(key, model, other, values) for key, values in (shared or differing).items())
-        raise RequestError(f"model.init_from={model.init_from} is another network: {said}")
-
-
-def _difference(key: str, model: ModelConfig, other: ModelConfig, values: tuple[Any, Any]) -> str:
-    """One key of two configs in words: as both wrote it, or what that means where one left it open."""
-    path = key.removeprefix("model.").split(".")
-    if " " not in key:
-        written = reduce(getattr, path, model), reduce(getattr, path, other)
-        plain = all(isinstance(value, str | int | float) for value in written)
-        values = written if plain and written[0] != written[1] else values
-    mine, there = (dump_yaml(value).strip() if isinstance(value, list) else show(value) for value in values)
-    return f"{key}={mine} is {there} there"
-
-
 def assemble(
     config: Config,
     *,
@@ -198,7 +166,7 @@ def assemble(
 
     saved: the resolved config of the run that goes on. tokenizer: that run's own.
     """
-    config, device = settle_hardware(settle_extensions(config), saved)
+    config, device = settle_hardware(settle_extensions(settle_network(config, saved)), saved)
     tokenizer = tokenizer or make_tokenizer(config, on_progress)
     model = config.model
     if model.vocab_size is None:
@@ -208,8 +176,6 @@ def assemble(
             f"model.vocab_size={model.vocab_size} is too small for the tokenizer's {tokenizer.vocab_size:,} ids"
         )
     config = config.model_copy(update={"model": model})
-    if saved is None:  # before a run folder is made; a run that goes on has its weights
-        require_same_network(model)
     data = prepare(config.data, tokenizer, on_progress=on_progress)
     data.require_context(model.context_length)
     config = settle_micro_batch(config, device, saved)
