@@ -16,7 +16,7 @@ LARGEST_NTK = 1_000_000
 class ModelConfig(Section):
     """Architecture of the network."""
 
-    n_layer: int = Field(12, ge=1)
+    n_layer: int = Field(12, ge=1, le=10_000)
     """Number of transformer blocks."""
     n_head: int = Field(12, ge=1)
     """Number of attention heads."""
