@@ -256,7 +256,8 @@ def check_gradients(config: ModelConfig) -> None:
         parameter.data.copy_(at)
         slope = (values[0] - values[1]) / (2 * STEP)
         expected = (parameter.grad * direction).sum()
-        torch.testing.assert_close(expected, slope, atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+        # a norm of next to nothing (zeros behind which a norm stands) bends within the step; a wrong formula is off by far
+        torch.testing.assert_close(expected, slope, atol=2e-5, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def check_construction(config: ModelConfig) -> None:
