@@ -256,7 +256,7 @@ def check_gradients(config: ModelConfig) -> None:
         parameter.data.copy_(at)
         slope = (values[0] - values[1]) / (2 * STEP)
         expected = (parameter.grad * direction).sum()
-        # a norm of next to nothing (zeros behind which a norm stands) bends within the step; a wrong formula is off by far
+        # a norm of next to nothing bends within the step (projections of zeros, a norm behind them)
         torch.testing.assert_close(expected, slope, atol=2e-5, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
 
 
