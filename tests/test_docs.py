@@ -170,6 +170,7 @@ def check_printed(page: list[Block], done: list[Block], outputs: list[str]) -> N
                 assert re.search(f"^{pattern}$", last, re.MULTILINE), f"{block.where}: {line!r} is not in\n{last}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [path.name for path in PAGES])
 def test_the_blocks_of_a_page_run(name: str, run_page: Callable[[list[Block]], None]) -> None:
     if any(block.kind in ("sh", "python") for block in OF_PAGE[name]):
