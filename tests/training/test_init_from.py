@@ -29,7 +29,7 @@ def test_a_preset_and_a_model(first: Path, tmp_path: Path, kit: Any, capsys: pyt
     text = kit.config().data.train[0].text
     (tmp_path / "my.txt").write_text(text)
     begin = [f"data.train={tmp_path / 'my.txt'}", f"model.init_from={first}", *WEIGHTS, "training.batch_tokens=64"]
-    run = ["train", "shakespeare-char", *begin, "training.micro_batch=2", "--run-dir", str(tmp_path / "tuned")]
+    run = ["train", "shakespeare-char", *begin, "--run-dir", str(tmp_path / "tuned")]
     assert main(run) == 0
     said = capsys.readouterr().err
     assert "the preset's network is dropped because model.init_from brings its own" in said
@@ -40,6 +40,7 @@ def test_a_preset_and_a_model(first: Path, tmp_path: Path, kit: Any, capsys: pyt
     for name, tensor in there.model.state_dict().items():
         torch.testing.assert_close(mine.model.state_dict()[name], tensor, atol=1e-6, rtol=0)
     written = yaml.safe_load((tmp_path / "tuned" / "config.yaml").read_text())
+    assert written["training"]["micro_batch"] == 4  # the preset's 12 rows are for its network and batch
     assert written["model"]["rope_theta"] == 500.0 and "tokenizer" not in written
     # the run's own config repeats it, and the run goes on (here: is finished) without the model that it began with
     again = ["train", str(tmp_path / "tuned" / "config.yaml"), "--run-dir", str(tmp_path / "again")]

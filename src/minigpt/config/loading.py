@@ -88,12 +88,16 @@ def _with_validation_of_its_own(preset: dict[str, Any], above: Set[str], notes: 
 
 
 def _without_its_network(preset: dict[str, Any], notes: list[str]) -> dict[str, Any]:
-    """The preset, of whose network only the dropout stays, for a run that begins with another model."""
+    """The preset, of whose network only the dropout stays, for a run that begins with another model.
+
+    Its micro-batch goes as well: how many rows fit, and divide the batch, depends on the network.
+    """
     model = preset.get("model", {})
     kept = {key: value for key, value in model.items() if key == "dropout"}
     if len(kept) < len(model):
         notes.append("the preset's network is dropped because model.init_from brings its own")
-    return preset | {"model": kept}
+    training = {key: value for key, value in preset.get("training", {}).items() if key != "micro_batch"}
+    return preset | {"model": kept, "training": training}
 
 
 def _meaningless(preset: dict[str, Any], own: dict[str, Any]) -> set[str]:

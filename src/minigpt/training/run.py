@@ -30,6 +30,7 @@ from minigpt.training.environment import record
 from minigpt.training.histograms import Histograms
 from minigpt.training.journal import RowJournal
 from minigpt.training.loggers import Logger, make_loggers
+from minigpt.training.network import OF_THE_RUN
 from minigpt.training.resume import newest_on_path, read_config, refuse_changes, write_config
 from minigpt.training.setup import Parts, Progress, assemble
 from minigpt.training.signals import StopRequested, StopSignals
@@ -212,7 +213,7 @@ def _refuse_other_network(origin: Checkpoint, parts: Parts) -> None:
     differing = [
         f"model.{k} is {given[k]} there and {wanted[k]} here"
         for k in wanted
-        if wanted[k] != given[k] and k not in ("dropout", "init_from", "init_std")
+        if wanted[k] != given[k] and k not in OF_THE_RUN
     ]
     if differing:
         raise RequestError(f"--resume {origin.path} is of another network: {', '.join(differing)}")
