@@ -13,10 +13,10 @@ import minigpt
 SOURCE = Path(minigpt.__file__).parent
 LEVELS = [
     {"config"},
-    {"model", "tokenizer", "optim"},
+    {"model", "tokenizer"},
     {"storage"},
-    {"interop"},
-    {"data", "inference"},
+    {"interop", "optim"},
+    {"data", "inference", "parallel"},
     {"objectives", "evaluation"},
     {"training"},
     {"reporting", "serving"},

@@ -7,6 +7,7 @@ from minigpt.config.generation import GenerationConfig
 from minigpt.config.loading import config_yaml, is_preset, load_config, preset_names, resolved
 from minigpt.config.loggers import LoggersConfig, TrackioConfig, WandbConfig
 from minigpt.config.model import ModelConfig
+from minigpt.config.optimizer import OptimizerConfig
 from minigpt.config.sources import OwnSource, SourceConfig
 from minigpt.config.tokenizer import TokenizerConfig
 from minigpt.config.training import (
@@ -14,7 +15,6 @@ from minigpt.config.training import (
     CheckpointConfig,
     EarlyStoppingConfig,
     MonitorConfig,
-    OptimizerConfig,
     SampleConfig,
     TrainingConfig,
 )

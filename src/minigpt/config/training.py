@@ -32,40 +32,6 @@ class ObjectiveConfig(Extension):
     """pretrain: predict each next token of the text; or path/to/file.py:Class, whose options are keys beside it."""
 
 
-class OptimizerConfig(Section):
-    """The optimizer."""
-
-    name: Literal["adamw"] = "adamw"
-    """AdamW (Loshchilov and Hutter 2019)."""
-    lr: float = Field(6e-4, gt=0)
-    """Peak learning rate."""
-    betas: list[float] = Field([0.9, 0.95], min_length=2, max_length=2)
-    """Decay rates of AdamW's two moments."""
-    eps: float = Field(1e-8, gt=0)
-    """Added to the denominator of AdamW's update."""
-    weight_decay: float = Field(0.1, ge=0)
-    """Decoupled weight decay, on matrices only (not on biases and norms)."""
-
-    @model_validator(mode="after")
-    def _possible(self) -> Self:
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"optimizer.betas={self.betas} must lie in [0, 1)")
-        return self
-
-
-class ScheduleConfig(Section):
-    """The learning rate over the run."""
-
-    kind: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
-    """Shape after the warm-up: cosine or linear decay, warm-up-stable-decay (wsd), or constant."""
-    warmup_steps: int = Field(0, ge=0)
-    """Steps over which the learning rate rises linearly from near zero to its peak."""
-    min_lr: float = Field(0.0, ge=0)
-    """Learning rate at the end of the run."""
-    decay_fraction: float = Field(0.2, gt=0, le=1)
-    """Share of the run over which wsd decays linearly to `min_lr`."""
-
-
 class TrainingConfig(Section):
     """The loop."""
 
@@ -83,6 +49,14 @@ class TrainingConfig(Section):
     """Arithmetic of the network: fp32, or autocast to bf16, or to fp16 with loss scaling. Weights stay fp32."""
     compile: bool = False
     """Compile each block of the network with torch.compile; left out, with one line, where no compiler is found."""
+    tf32: bool = False
+    """Let GPUs round the inputs of fp32 matrix products to TF32 (10 bits of mantissa); otherwise fp32 is fp32."""
+    float8: bool = False
+    """With precision=bf16, the large products in float8 (Hopper GPUs and newer; needs the extra float8)."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """What is computed again in the backward pass to spare memory: nothing, all but large products, or each block."""
+    z_loss: float = Field(0.0, ge=0)
+    """Weight of log(Z)^2 added to each target's loss, Z the softmax's sum (Chowdhery et al. 2022, PaLM, section 5)."""
     grad_clip: float | None = Field(1.0, gt=0)
     """Scale gradients down to this global norm; null means never."""
     overfit_batches: int | None = Field(None, ge=1)
@@ -101,10 +75,6 @@ class TrainingConfig(Section):
         if isinstance(self.micro_batch, int) and self.micro_batch < 1:
             raise ValueError(f"training.micro_batch={self.micro_batch} must be at least 1")
         return self
-
-
-class DistributedConfig(Section):
-    """Training on several processes (nothing to set: one process so far)."""
 
 
 class EvaluationConfig(Section):

@@ -7,19 +7,18 @@ from pydantic import PrivateAttr, model_validator
 
 from minigpt.config.base import Section
 from minigpt.config.data import DataConfig
+from minigpt.config.distributed import DistributedConfig
 from minigpt.config.loggers import LoggersConfig
 from minigpt.config.model import ModelConfig
+from minigpt.config.optimizer import OptimizerConfig, ScheduleConfig
 from minigpt.config.sources import SourceConfig
 from minigpt.config.tokenizer import TRAINED, TokenizerConfig
 from minigpt.config.training import (
     CallbacksConfig,
     CheckpointConfig,
-    DistributedConfig,
     EvaluationConfig,
     ObjectiveConfig,
-    OptimizerConfig,
     RunConfig,
-    ScheduleConfig,
     TrainingConfig,
 )
 
@@ -114,6 +113,7 @@ def ineffective(config: Config) -> dict[str, str]:
         off.update({key: reason for key in keys if condition})
 
     _data_rules(data, rule)
+    _optimizer_rules(config, rule)
     if model.init_from is None:
         _model_rules(model, rule)
         _tokenizer_rules(tokenizer, rule)
@@ -145,6 +145,20 @@ def ineffective(config: Config) -> dict[str, str]:
     rule(not loggers.show_histograms, "no logger that shows histograms (TensorBoard, ...) is on",
          "loggers.histograms_every_steps")  # fmt: skip
     return off
+
+
+def _optimizer_rules(config: Config, rule: Callable[..., None]) -> None:
+    """What can have no effect of the optimizer's and the processes' options."""
+    optimizer, schedule, mesh = config.optimizer, config.schedule, config.distributed.mesh
+    rule(optimizer.name != "muon", f"optimizer.name={optimizer.name} is not muon",
+         *_keys("optimizer.muon", optimizer.muon))  # fmt: skip
+    rule(not optimizer.muon.normalise, "optimizer.muon.normalise=false has no second moment", "optimizer.muon.beta2")
+    changing = (schedule.accumulation, schedule.context_length, schedule.window)
+    rule(all(steps is None for steps in changing), "nothing changes over the run by schedule.accumulation, "
+         "schedule.context_length or schedule.window", "schedule.unit")  # fmt: skip
+    rule(schedule.accumulation is not None, "schedule.accumulation gives the batch", "training.batch_tokens")
+    rule(mesh.fsdp == 1, "distributed.mesh.fsdp=1 cuts no weights", "distributed.reshard", "distributed.gather")
+    rule(mesh.pp == 1, "distributed.mesh.pp=1 has one stage", "distributed.pipeline")
 
 
 def _tokenizer_rules(tokenizer: TokenizerConfig, rule: Callable[..., None]) -> None:
