@@ -148,9 +148,12 @@ def test_every_number_can_be_set_to_its_default(key):
              "low_freq_factor": ["model.rope_scaling={kind: llama3, factor: 2, original_context: 64}"],
              "high_freq_factor": ["model.rope_scaling={kind: llama3, factor: 2, original_context: 64}"],
              "balance_rate": ["model.moe={n_expert: 4, balance: bias}"],
-             "shared_gate": ["model.moe={n_expert: 4, n_shared: 1}"]}  # fmt: skip
+             "shared_gate": ["model.moe={n_expert: 4, n_shared: 1}"],
+             "beta2": ["optimizer={name: muon, muon: {normalise: true}}"],
+             "reshard": ["distributed.mesh.fsdp=2"]}  # fmt: skip
     sections = {"rope_scaling": ["model.rope_scaling={kind: yarn, factor: 2, original_context: 64}"],
-                "latent": ["model.attention=latent"], "moe": ["model.moe.n_expert=4"]}  # fmt: skip
+                "latent": ["model.attention=latent"], "moe": ["model.moe.n_expert=4"],
+                "optimizer.muon": ["optimizer.name=muon"]}  # fmt: skip
     section, _, name = key.rpartition(".")
     chosen = [] if name in ("n_expert", "kind") else sections.get(section.removeprefix("model."), [])
     overrides = [*needs.get(name, chosen), f"{key}={dump_yaml([default]).strip()[1:-1]}"]
