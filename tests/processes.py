@@ -23,7 +23,7 @@ def run(n: int, file: str, function: str, *args: Any, seconds: float = SECONDS, 
     MASTER_ADDR and MASTER_PORT are set, and `env` besides. An exception in one process ends all and is raised here.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["minigpt.training", "minigpt.parallel"])
+    context.set_forkserver_preload(["minigpt.training", "minigpt.parallel.build", "torch.distributed.fsdp"])
     results: Any = context.Queue()
     port = free_port()
     environment = {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} | dict(env)

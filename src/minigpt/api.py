@@ -24,7 +24,8 @@ def train(
 
     config: a preset's name, a file, a mapping, or a Config. overrides: `section__key=value`, such as
     `data__train="input.txt", training__max_steps=100`. callbacks and loggers come besides those of the config.
-    Raises RequestError and WorkError as the command reports them.
+    Raises RequestError and WorkError as the command reports them. Of several processes (a script that torchrun starts)
+    each calls it, and the result's `is_main` says which one speaks for all.
     """
     if not isinstance(config, Config):
         tree: dict[str, Any] = {}
@@ -39,5 +40,6 @@ def train(
         raise TypeError("overrides go with a preset, a file or a mapping; a Config is complete")
     folder = None if run_dir is None else Path(run_dir)
     result = train_config(config, run_dir=folder, resume=resume, callbacks=callbacks, loggers=loggers)
-    report_at_end(result.run_dir, lambda line: print(line, file=sys.stderr))
+    if result.is_main:
+        report_at_end(result.run_dir, lambda line: print(line, file=sys.stderr))
     return result

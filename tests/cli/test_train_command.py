@@ -20,7 +20,7 @@ class Trainer:
 
     def train(self, config: Any, **options: Any) -> SimpleNamespace:
         self.calls.append(("train", config, options))
-        return SimpleNamespace(run_dir=Path("runs/x"), exit_status=self.status, message=self.message)
+        return SimpleNamespace(run_dir=Path("runs/x"), exit_status=self.status, message=self.message, is_main=True)
 
     def dry_run(self, config: Any) -> SimpleNamespace:
         self.calls.append(("dry_run", config, {}))

@@ -6,7 +6,7 @@ from torch import nn
 
 from minigpt.config import ModelConfig, OptimizerConfig
 from minigpt.model import GPT
-from minigpt.optim import load_optimizer_tensors, make_optimizer, optimizer_tensors, parameter_groups
+from minigpt.optim import make_optimizer, parameter_groups
 
 
 def model(**changes):
@@ -79,26 +79,26 @@ def test_the_state_comes_back_bit_for_bit():
     optimizer, _ = make(network)
     for seed in (1, 2, 3):
         step(network, optimizer, seed)
-    saved = {name: tensor.clone() for name, tensor in optimizer_tensors(optimizer, network).items()}
+    saved = {name: tensor.clone() for name, tensor in optimizer.tensors().items()}
     assert {name.rpartition(".")[2] for name in saved} == {"step", "exp_avg", "exp_avg_sq"}
     twin.load_state_dict(network.state_dict())
     restored, _ = make(twin)
-    load_optimizer_tensors(restored, twin, saved)
+    restored.load(saved)
     for seed in (4, 5):
         step(network, optimizer, seed)
         step(twin, restored, seed)
     for (name, one), other in zip(network.named_parameters(), twin.parameters(), strict=True):
         assert torch.equal(one, other), name
-    for name, tensor in optimizer_tensors(optimizer, network).items():
-        assert torch.equal(tensor, optimizer_tensors(restored, twin)[name]), name
+    for name, tensor in optimizer.tensors().items():
+        assert torch.equal(tensor, restored.tensors()[name]), name
     assert all(torch.equal(tensor, saved[name]) for name, tensor in saved.items())  # what was loaded is not shared
 
 
 def test_before_the_first_step_there_is_no_state():
     network = model()
     optimizer, _ = make(network)
-    assert optimizer_tensors(optimizer, network) == {}
-    load_optimizer_tensors(optimizer, network, {})
+    assert optimizer.tensors() == {}
+    optimizer.load({})
     step(network, optimizer, 1)
 
 
@@ -106,12 +106,12 @@ def test_a_state_that_does_not_fit_is_refused():
     network = model()
     optimizer, _ = make(network)
     step(network, optimizer, 1)
-    saved = optimizer_tensors(optimizer, network)
+    saved = optimizer.tensors()
     name = next(iter(dict(network.named_parameters())))
     with pytest.raises(ValueError, match=f"nothing for {name}"):
-        load_optimizer_tensors(optimizer, network, {k: v for k, v in saved.items() if not k.startswith(f"{name}.")})
+        optimizer.load({k: v for k, v in saved.items() if not k.startswith(f"{name}.")})
     with pytest.raises(ValueError, match=r"no parameter: other\.weight\.step"):
-        load_optimizer_tensors(optimizer, network, {**saved, "other.weight.step": torch.ones(())})
+        optimizer.load({**saved, "other.weight.step": torch.ones(())})
 
 
 @pytest.mark.parametrize("factor", [1.0, 0.3, 2.0**-16])

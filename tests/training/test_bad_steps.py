@@ -120,7 +120,7 @@ def test_the_same_as_if_the_rows_had_never_been_there(tmp_path, kit, poison, mon
     settings = kit.config(training__max_bad_steps=2, training__max_steps=8)
     kit.train(settings, tmp_path / "restored")
     rows = [row for row in range(100) if row not in range(12, 20)]
-    monkeypatch.setattr(RowJournal, "rows", lambda self, step, size: rows[(step - 1) * size : step * size])
+    monkeypatch.setattr(RowJournal, "rows", lambda self, first, count: rows[first : first + count])
     kit.train(settings, tmp_path / "without")
     assert kit.outcome(tmp_path / "restored")["files"] == kit.outcome(tmp_path / "without")["files"]
 
@@ -248,7 +248,7 @@ def test_rows_of_any_step_follow_from_the_journal(tmp_path):
     book = RowJournal(tmp_path / "skipped.jsonl")
     for size in (1, 3, 8):
         for step in range(1, 20):
-            assert book.rows(step, size) == kept[(step - 1) * size : step * size]
+            assert book.rows((step - 1) * size, size) == kept[(step - 1) * size : step * size]
 
 
 @pytest.mark.parametrize("line", ['{"step": 3, "rows"', "7", '{"step": 3}', '{"restored_to": 1, "rows": []}'])

@@ -75,7 +75,7 @@ def test_the_scale_is_part_of_the_state(tmp_path, kit, fp16, monkeypatch, chaos,
     real, nans = trainer.Trainer._gradient_norm, {8, 9, 10, 11}
 
     def norm(self):
-        return real(self) if nans.isdisjoint(self.journal.rows(self.step + 1, 4)) else torch.tensor(math.nan)
+        return real(self) if nans.isdisjoint(self.journal.rows(4 * self.step, 4)) else torch.tensor(math.nan)
 
     monkeypatch.setattr(trainer.Trainer, "_gradient_norm", norm)
     monkeypatch.setattr(LossScaler, "can_shrink", False)

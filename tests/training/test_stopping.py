@@ -63,7 +63,7 @@ def test_stopped_again_and_again(tmp_path, kit, chaos, whole):
     settings, expected, moments = whole
     stops = 0
     for attempt in range(60):
-        chaos.reset(moments.index("before _hook on_train_start") + 12 + 3 * attempt, signal.SIGTERM)
+        chaos.reset(moments.index("before _hook on_train_start") + 12 + 2 * attempt, signal.SIGTERM)
         if kit.train(settings, tmp_path / "run").exit_status == 0:
             break
         stops += 1

@@ -153,7 +153,7 @@ def test_bad_steps_are_undone_and_their_rows_left_out(
     outcome = whole_and_killed(tmp_path, kit, chaos, killed, settings, 2)
     assert outcome["state"]["trainer"]["restorations"] == 1
     rows = [row for row in range(100) if row not in range(12, 20)]
-    monkeypatch.setattr(RowJournal, "rows", lambda self, step, size: rows[(step - 1) * size : step * size])
+    monkeypatch.setattr(RowJournal, "rows", lambda self, first, count: rows[first : first + count])
     kit.train(settings, tmp_path / "without")
     assert kit.outcome(tmp_path / "without")["files"] == outcome["files"]
 

@@ -11,7 +11,7 @@ from torch import nn
 from minigpt.config import RequestError, WorkError
 from minigpt.objectives import IGNORED, PretrainObjective
 from minigpt.storage import best_checkpoint, list_checkpoints, load_checkpoint
-from minigpt.training import Callback, callbacks, trainer
+from minigpt.training import Callback, trainer
 
 PLAIN = {"callbacks": {}, "checkpoint": {"every_steps": None, "best": False}, "model__dropout": 0.0}
 
@@ -235,14 +235,15 @@ def test_overfitting_sees_only_its_rows_and_learns_them(tmp_path, kit, monkeypat
 def test_checkpoints_every_so_many_minutes(tmp_path, kit, monkeypatch):
     """Each step takes half a minute of a clock of our own: a checkpoint every two minutes is one every four steps."""
     clock = {"now": 1000.0}
-    monkeypatch.setattr(callbacks.time, "monotonic", lambda: clock["now"])
+    monkeypatch.setattr(trainer.time, "monotonic", lambda: clock["now"])
 
     class Tick(Callback):
         def on_train_batch_start(self, trainer, step):
             clock["now"] += 30
 
     saved = []
-    monkeypatch.setattr(trainer.Trainer, "save_checkpoint", lambda self: saved.append(self.step))
+    save = trainer.Trainer.save_checkpoint
+    monkeypatch.setattr(trainer.Trainer, "save_checkpoint", lambda self: (saved.append(self.step), save(self)))
     checkpoint = {"every_steps": None, "every_minutes": 2.0, "best": False}
     kit.train(kit.config(training__max_steps=10, checkpoint=checkpoint), tmp_path, callbacks=[Tick()])
     assert saved == [4, 8, 10]

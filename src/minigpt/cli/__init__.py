@@ -108,9 +108,23 @@ def _report(error: Exception) -> int:
         where = blamed(error) or "internal error"
         message = f"{where}: {type(error).__name__}: {error} (set MINIGPT_DEBUG=1 to see where)"
     _flush_quietly()  # what was printed so far comes first
-    line = " ".join(message.split())
-    print("minigpt:", "".join(c if c.isprintable() else repr(c)[1:-1] for c in line), file=sys.stderr)
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(message.split()))
+    if "RANK" in os.environ:
+        from minigpt.parallel.failures import report
+
+        report(line)
+    else:
+        print("minigpt:", line, file=sys.stderr)
     return 2 if isinstance(error, RequestError) else 1
+
+
+def _prefix() -> str:
+    """What a line for people begins with: of several processes, each says which one it is."""
+    if "RANK" not in os.environ:
+        return "minigpt:"
+    from minigpt.parallel.failures import prefix
+
+    return prefix()
 
 
 def _flush_quietly() -> None:
@@ -133,7 +147,7 @@ def _streams() -> Iterator[None]:
     _configure(sys.stdout)
     _configure(sys.stderr)
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("minigpt: %(message)s"))
+    handler.setFormatter(logging.Formatter(f"{_prefix()} %(message)s"))
     logger = logging.getLogger("minigpt")
     logger.addHandler(handler)
     try:

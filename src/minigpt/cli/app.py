@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from minigpt.cli import data, evaluate, exchange, generate, merge, report, tokenizer, train
+from minigpt.cli import data, evaluate, exchange, generate, merge, plan, report, tokenizer, train, tune
 from minigpt.cli.config_help import ConfigCommand
 from minigpt.cli.help import CONTEXT, Command, Group
 
@@ -40,6 +40,7 @@ def root(
 
 app.command("demo", cls=Command)(train.demo)
 app.command("train", cls=ConfigCommand)(train.train)
+app.command("plan", cls=Command)(plan.plan)
 app.command("generate", cls=Command)(generate.generate)
 app.command("eval", cls=Command)(evaluate.evaluate)
 app.command("perplexity", cls=Command)(evaluate.perplexity)
@@ -49,3 +50,4 @@ app.command("export", cls=Command)(exchange.export)
 app.command("merge", cls=Command)(merge.merge)
 app.add_typer(tokenizer.app, name="tokenizer", cls=Group)
 app.add_typer(data.app, name="data", cls=Group)
+app.add_typer(tune.app, name="tune", cls=Group)

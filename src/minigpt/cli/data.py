@@ -107,6 +107,7 @@ def show(
     settings = _load(config, overrides)
     from minigpt import data
     from minigpt.cli.show import print_shown
+    from minigpt.config.pace import Pace
     from minigpt.reporting import require_place, write_data_page
     from minigpt.training.setup import make_tokenizer, steps_of
 
@@ -121,6 +122,7 @@ def show(
             context_length=settings.model.context_length,
             seed=settings.run.seed,
             batch_rows=settings.batch_rows,
+            pace=None if settings.schedule.accumulation is None else Pace(settings),
             steps=(lambda rows: steps_of(settings, rows)) if has_length else None,
             windows=windows,
             on_progress=bar,

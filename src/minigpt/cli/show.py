@@ -138,10 +138,11 @@ def _rows(found: dict[str, Any], console: Console) -> None:
     if packing["kind"] == "documents":
         said.append(f"{100 * packing['wasted']:.2f} % of their positions are empty.")
     if found["steps"] is not None:
-        total = found["steps"] * found["batch_rows"]
+        total = found["rows"]
         run = found["sources"][0].get("run")
         often = f", {run['epochs']:.2f} epochs" if run and len(found["sources"]) == 1 else ""
-        said.append(f"The run takes {total:,} in {found['steps']:,} steps of {found['batch_rows']:,}{often}.")
+        size = f"{found['batch_rows']:,}{'' if total == found['steps'] * found['batch_rows'] else ' at first'}"
+        said.append(f"The run takes {total:,} in {found['steps']:,} steps of {size}{often}.")
     console.print(Text(" ".join(said)))
 
 

@@ -1,5 +1,6 @@
 """`minigpt train` and `minigpt demo`."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -7,7 +8,8 @@ import typer
 
 from minigpt.cli import options
 from minigpt.cli.output import print_json, say
-from minigpt.config import RequestError, load_config
+from minigpt.config import Config, RequestError, load_config
+from minigpt.config.mesh import refuse_mesh, settle_mesh
 
 
 def train(
@@ -33,6 +35,10 @@ def train(
         bool, typer.Option("--quiet", "-q", help="No progress, the same as loggers.console=quiet")
     ] = False,
     threads: options.Threads = None,
+    nproc: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Train on N processes of this machine, as torchrun would start them"),
+    ] = None,
     no_wandb: Annotated[
         bool, typer.Option("--no-wandb", help="No Weights & Biases, the same as loggers.wandb.enabled=false")
     ] = False,
@@ -53,7 +59,12 @@ def train(
     if no_wandb:
         chosen.append("loggers.wandb.enabled=false")
     settings, notes = load_config(config, chosen)
-    for note in notes:
+    if nproc is not None:
+        _refuse_processes(settings, nproc)
+        if nproc > 1 and not dry_run:
+            _train_on(nproc, [config, *chosen], run_dir, resume)
+            return
+    for note in notes if os.environ.get("RANK", "0") == "0" else []:  # of several processes the first one speaks
         say(f"minigpt: {note}")
 
     from minigpt import training  # imports torch: only now that the request is known to make sense
@@ -67,13 +78,33 @@ def train(
             print(plan.config_yaml.rstrip("\n"), *plan.lines, plan.batch_text, sep="\n")
         return
     result = training.train(settings, run_dir=run_dir, resume=resume)
-    report = report_at_end(result.run_dir, say)
-    if report is not None:
-        say(f"report: {report}")
-    if result.message:
-        say(result.message)
+    if result.is_main:
+        report = report_at_end(result.run_dir, say)
+        if report is not None:
+            say(f"report: {report}")
+        if result.message:
+            say(result.message)
     if result.exit_status:
         raise typer.Exit(result.exit_status)
+
+
+def _refuse_processes(settings: Config, nproc: int) -> None:
+    """Raises RequestError if these processes are not to be started, before any of them is."""
+    if "RANK" in os.environ:
+        raise RequestError("--nproc starts the processes itself, and torchrun has started this one: leave one out")
+    sizes = settle_mesh(settings, nproc)
+    if settings.model.init_from is None:  # otherwise the processes look at that model first
+        refuse_mesh(settings, sizes)
+
+
+def _train_on(nproc: int, request: list[str], run_dir: Path | None, resume: str) -> None:
+    """The same command in several processes. request: the config and its overrides."""
+    from minigpt.parallel.nproc import run_processes
+
+    where = [] if run_dir is None else [f"--run-dir={run_dir}"]
+    status = run_processes(nproc, ["train", *where, f"--resume={resume}", "--", *request])
+    if status:
+        raise typer.Exit(status)
 
 
 def demo(

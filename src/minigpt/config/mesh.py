@@ -1,6 +1,7 @@
 """Which meshes of processes can train a config, decided before anything starts."""
 
 from minigpt.config.errors import RequestError
+from minigpt.config.extension import Extension
 from minigpt.config.tree import Config
 
 Sizes = dict[str, int]
@@ -18,11 +19,11 @@ def settle_mesh(config: Config, processes: int) -> Sizes:
     if dp * others != processes:
         said = ", ".join(f"{name}: {size}" for name, size in mesh if size not in (None, 1)) or f"dp: {mesh.dp}"
         multiple = mesh.dp is None and processes > others
-        needed = f"a multiple of {others}" if multiple else f"{dp * others}"
         near = processes // others * others if multiple else dp * others
+        needed = f"a multiple of {others} processes" if multiple else "1 process" if near == 1 else f"{near} processes"
         here = "this run is one process" if processes == 1 else f"this run has {processes}"
         raise RequestError(
-            f"distributed.mesh={{{said}}} needs {needed} processes, and {here}: start it with --nproc {near} "
+            f"distributed.mesh={{{said}}} needs {needed}, and {here}: start it with --nproc {near} "
             f"or torchrun --nproc_per_node={near}, or change the mesh"
         )
     return {"pp": mesh.pp, "dp": dp, "fsdp": mesh.fsdp, "cp": mesh.cp, "tp": mesh.tp}
@@ -32,7 +33,7 @@ def refuse_mesh(config: Config, sizes: Sizes) -> None:
     """Raises RequestError, in one sentence, if this config cannot be trained on a mesh of these sizes."""
     if all(size == 1 for size in sizes.values()):
         return
-    for rule in (_device_rules, _data_rules):
+    for rule in (_device_rules, _data_rules, _tensor_rules, _pipeline_rules):
         rule(config, sizes)
 
 
@@ -75,6 +76,75 @@ def _data_rules(config: Config, sizes: Sizes) -> None:
         raise RequestError(
             f"training.micro_batch={micro} makes {rows // micro} micro-batches of a batch of {rows} rows, which "
             f"{shares} processes cannot share equally: use {fits}"
+        )
+
+
+def _tensor_rules(config: Config, sizes: Sizes) -> None:
+    """Tensor and context parallel processes share heads, inner dimensions and the tokens of a row equally."""
+    model, tp, cp = config.model, sizes["tp"], sizes["cp"]
+    n, named = tp * cp, " * ".join(f"{name}={sizes[name]}" for name in ("tp", "cp") if sizes[name] > 1)
+    if n == 1:
+        return
+    if config.objective.kind not in config.objective.BUILT_IN:
+        raise RequestError(
+            f"objective.kind={config.objective.kind} may need whole logits, which no process has with "
+            f"distributed.mesh {named}: use dp, fsdp or an objective of {', '.join(config.objective.BUILT_IN)}"
+        )
+    if model.n_head % n:
+        fits = max(d for d in range(1, n + 1) if model.n_head % d == 0 and n % d == 0)
+        raise RequestError(
+            f"model.n_head={model.n_head} heads cannot be shared equally by {n} processes (distributed.mesh {named}): "
+            + (f"at most {fits} of these can" if fits > 1 else f"use a multiple of {n} heads")
+        )
+    lengths = {length: "schedule.context_length" for _, length in config.schedule.context_length or []}
+    for length, key in (lengths | {model.context_length: "model.context_length"}).items():
+        if length % n:
+            raise RequestError(
+                f"the {length} tokens of {key} cannot be shared equally by {n} processes (distributed.mesh {named}): "
+                f"use a multiple of {n} tokens, such as {-(-length // n) * n}"
+            )
+    if tp > 1:
+        _matrix_rules(config, tp)
+
+
+def _matrix_rules(config: Config, tp: int) -> None:
+    """What tensor parallel needs besides."""
+    model = config.model
+    if model.attention == "standard" and model.kv_heads % tp:
+        raise RequestError(
+            f"{model.kv_heads} key/value heads (model.n_kv_head) cannot be shared equally by distributed.mesh tp={tp} "
+            "processes: use a divisor of them, or cp, which repeats them"
+        )
+    if isinstance(model.mlp, Extension):
+        raise RequestError(
+            f"model.mlp={model.mlp.kind} is your own, and distributed.mesh tp={tp} does not know how to cut it: "
+            "use fsdp, which cuts any"
+        )
+    layers = range(model.n_layer)
+    widths = {model.expert_size if model.has_experts(layer) else model.inner_size for layer in layers}
+    if min(widths) < tp:
+        raise RequestError(
+            f"a feed-forward layer of width {min(widths)} cannot be shared by distributed.mesh tp={tp} processes: "
+            "widen model.n_inner"
+        )
+    if config.training.float8 and (model.has_out_bias or model.has_mlp_bias):
+        raise RequestError(
+            f"training.float8=true with distributed.mesh tp={tp} cannot add the biases of attention's output and of "
+            "feed-forward layers: set model.out_bias=false and model.mlp_bias=false"
+        )
+
+
+def _pipeline_rules(config: Config, sizes: Sizes) -> None:
+    """Every stage needs a block, and a loss that is the network's own."""
+    stages, layers = sizes["pp"], config.model.n_layer
+    if stages > layers:
+        raise RequestError(
+            f"distributed.mesh.pp={stages} is more stages than model.n_layer={layers} has blocks: use {layers} at most"
+        )
+    if stages > 1 and config.objective.kind != "pretrain":
+        raise RequestError(
+            f"distributed.mesh.pp={stages} needs objective.kind=pretrain, whose loss the last stage makes by itself, "
+            f"and it is {config.objective.kind}: set distributed.mesh.pp=1 and use fsdp or tp"
         )
 
 

@@ -73,6 +73,8 @@ class OptimizerConfig(Section):
         for where, betas in [("optimizer.betas", self.betas), *(("optimizer.groups", g.betas) for g in self.groups)]:
             if betas is not None and not all(0 <= beta < 1 for beta in betas):
                 raise ValueError(f"{where}={betas} must lie in [0, 1)")
+        if self.name != "muon" and any(group.optimizer == "muon" for group in self.groups):
+            raise ValueError(f"optimizer.groups asks for Muon, which needs optimizer.name=muon and not {self.name}")
         return self
 
 

@@ -63,6 +63,7 @@ class Config(Section):
             raise ValueError(
                 "training.overfit_batches repeats its rows, and those of data.streaming=true come once: set it to false"
             )
+        self._require_possible_arithmetic()
         moe = self.model.moe
         if moe.n_expert > moe.n_expert_used == 1 and moe.normalize and self.model.init_from is None:
             raise ValueError(
@@ -78,6 +79,9 @@ class Config(Section):
     def require_whole_batches(self) -> None:
         """Raises ValueError unless rows of the context fill the batch, and micro-batches its rows."""
         length, tokens = self.model.context_length, self.training.batch_tokens
+        self._require_possible_schedules()
+        if self.schedule.accumulation is not None:
+            return  # it counts micro-batches
         if tokens % length:
             lower = tokens // length * length
             near = f"{lower} or {lower + length}" if lower else f"{length}"
@@ -92,6 +96,44 @@ class Config(Section):
                 f"(training.batch_tokens / model.context_length): use {divisor}"
             )
 
+    def _require_possible_arithmetic(self) -> None:
+        """Raises ValueError for what cannot be combined."""
+        training = self.training
+        if training.float8 and training.precision != "bf16":
+            raise ValueError(
+                f"training.float8=true is for the products of training.precision=bf16, which is {training.precision}"
+            )
+        if training.compile and training.activation_checkpointing == "selective" and self.model.moe.n_expert:
+            raise ValueError(
+                "training.activation_checkpointing=selective cannot look into compiled blocks with experts: set "
+                "training.activation_checkpointing=full or training.compile=false"
+            )
+
+    def _require_possible_schedules(self) -> None:
+        """Raises ValueError unless the schedules of rows and windows lead to what the model then has."""
+        schedule, model = self.schedule, self.model
+        if schedule.accumulation is not None and self.training.micro_batch == "auto":
+            raise ValueError(
+                "schedule.accumulation counts micro-batches, and training.micro_batch=auto leaves open how large they "
+                "are: set it to the rows of one"
+            )
+        for key, size in (("context_length", model.context_length), ("attention_window", model.attention_window)):
+            name = "window" if key == "attention_window" else key
+            pairs = getattr(schedule, name)
+            if pairs is None or size is None:
+                continue
+            if pairs[-1][1] != size or max(value for _, value in pairs) > size:
+                raise ValueError(
+                    f"schedule.{name}={pairs} must grow to model.{key}={size}, which is what the model has when it is "
+                    "used: end with that, and go no higher"
+                )
+        for _, length in schedule.context_length or []:
+            if model.context_length % length:
+                raise ValueError(
+                    f"schedule.context_length has rows of {length} tokens, into which model.context_length="
+                    f"{model.context_length} cannot be cut: use a divisor of it"
+                )
+
     @property
     def preset(self) -> str | None:
         """Name of the preset that it was made from, for people: the values are all in the sections."""
@@ -99,7 +141,10 @@ class Config(Section):
 
     @property
     def batch_rows(self) -> int:
-        """Rows (of `model.context_length` tokens) in one optimizer step."""
+        """Rows (of `model.context_length` tokens) in one optimizer step; with `schedule.accumulation`, in the first."""
+        accumulation, micro = self.schedule.accumulation, self.training.micro_batch
+        if accumulation is not None and isinstance(micro, int):
+            return accumulation[0][1] * micro
         return self.training.batch_tokens // self.model.context_length
 
 
@@ -153,10 +198,16 @@ def _optimizer_rules(config: Config, rule: Callable[..., None]) -> None:
     rule(optimizer.name != "muon", f"optimizer.name={optimizer.name} is not muon",
          *_keys("optimizer.muon", optimizer.muon))  # fmt: skip
     rule(not optimizer.muon.normalise, "optimizer.muon.normalise=false has no second moment", "optimizer.muon.beta2")
+    decays = [optimizer.weight_decay, *(group.weight_decay for group in optimizer.groups)]
+    rule(not any(decays), "optimizer.weight_decay=0 has no decay that could be cautious", "optimizer.muon.cautious")
     changing = (schedule.accumulation, schedule.context_length, schedule.window)
     rule(all(steps is None for steps in changing), "nothing changes over the run by schedule.accumulation, "
          "schedule.context_length or schedule.window", "schedule.unit")  # fmt: skip
     rule(schedule.accumulation is not None, "schedule.accumulation gives the batch", "training.batch_tokens")
+    rule(config.model.attention_window is None and config.model.init_from is None,
+         "model.attention_window=null lets every layer see everything", "schedule.window")  # fmt: skip
+    rule(config.training.precision != "fp32", f"training.precision={config.training.precision} is narrower than TF32",
+         "training.tf32")  # fmt: skip
     rule(mesh.fsdp == 1, "distributed.mesh.fsdp=1 cuts no weights", "distributed.reshard", "distributed.gather")
     rule(mesh.pp == 1, "distributed.mesh.pp=1 has one stage", "distributed.pipeline")
 

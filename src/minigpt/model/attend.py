@@ -26,11 +26,14 @@ class Attend:
     window: int | None
     """Tokens that each sees, itself included; None: all."""
     dropout: float
+    training_window: int | None = None
+    """The window while training (see `GPT.set_training_window`)."""
 
     @classmethod
     def of(cls, config: ModelConfig, layer: int) -> "Attend":
         """What layer number `layer` does."""
-        return cls(config.score_scale, config.attention_softcap, config.window(layer), config.dropout)
+        window = config.window(layer)
+        return cls(config.score_scale, config.attention_softcap, window, config.dropout, window)
 
     def view(self, span: Span) -> View:
         """What this layer's tokens see."""
@@ -45,7 +48,7 @@ class Attend:
         view, dropout = self.view(span), self.dropout if training else 0.0
         if self._blockwise(q, v, span, dropout):
             q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, T, heads, D) each
-            window = self.window if view is not span.full else None
+            window = None if view is span.full else self.training_window if training else self.window
             return causal_attention(q, k, v, span.documents, scale=self.scale, softcap=self.softcap, window=window)
         if self.softcap is not None:
             return self._capped(q, k, v, view, dropout).transpose(1, 2)

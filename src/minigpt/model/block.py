@@ -6,11 +6,16 @@ is whether the feed-forward layer reads the stream after attention or beside it 
 what number both are multiplied (Granite; muP's depth scaling, Yang et al. 2023, arXiv:2310.02244).
 """
 
+from collections.abc import Callable
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 from minigpt.config import ModelConfig
 from minigpt.model.attention import build_attention
 from minigpt.model.cache import LayerCache
+from minigpt.model.checkpointing import Recompute
 from minigpt.model.feedforward import build_mlp
 from minigpt.model.moe import MoE
 from minigpt.model.norm import build_norm
@@ -37,9 +42,24 @@ class Block(nn.Module):
         self.mlp = MoE(config) if config.has_experts(layer) else build_mlp(config)
         self.mlp_post_norm = norm_at(ADDED)
         self.parallel, self.multiplier = config.parallel_residual, config.residual_multiplier
+        self.recompute: Recompute | None = None
+        self._compiled: Callable[..., Tensor] | None = None
 
     def forward(self, x: Tensor, span: Span, rotation: Rotation | None, cache: LayerCache | None = None) -> Tensor:
         """x: (B, T, C) to (B, T, C)."""
+        if self.recompute is None or not (self.training and torch.is_grad_enabled()):
+            return self._through(x, span, rotation, cache)
+        through = self._compiled or self._through
+        return self.recompute(self.mlp.once(through) if isinstance(self.mlp, MoE) else through, x, span, rotation)
+
+    def compile(self, *arguments: Any, **options: Any) -> None:
+        """As `torch.compile`. Experts cut a compilation in pieces, which lie in what is made twice, not around it."""
+        if self.recompute is not None and isinstance(self.mlp, MoE):
+            self._compiled = torch.compile(self._through, *arguments, **options)
+        else:
+            super().compile(*arguments, **options)
+
+    def _through(self, x: Tensor, span: Span, rotation: Rotation | None, cache: LayerCache | None = None) -> Tensor:
         attended = self.attention_post_norm(self.attention(self.attention_norm(x), span, rotation, cache))
         with_attention = x + scaled(attended, self.multiplier)
         read = x if self.parallel else with_attention

@@ -12,14 +12,15 @@ in brackets are there with an option; each `.weight`, some with a `.bias`; tied 
     blocks.1...., norm, [head_down] (factorised), [head] (not tied)
 """
 
-from typing import Any, cast
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt.config import ModelConfig
-from minigpt.model import count, loss, speed
+from minigpt.model import checkpointing, count, loss, speed
 from minigpt.model.autocast import compute_dtype
 from minigpt.model.block import Block, scaled
 from minigpt.model.cache import KVCache
@@ -29,6 +30,18 @@ from minigpt.model.norm import build_norm
 from minigpt.model.position import build_positions
 from minigpt.model.routing import Routers
 from minigpt.model.span import Span, plan_pass
+from minigpt.model.spread import Spread
+
+
+class Stream(NamedTuple):
+    """What flows between blocks, each (B, T, C)."""
+
+    x: Tensor
+    """The residual stream."""
+    first: Tensor
+    """It as it was before the first block (read by `input_scale`)."""
+    middle: Tensor
+    """It as it was halfway through the blocks, once it has come there (read by `backout_scale`)."""
 
 
 class GPT(nn.Module):
@@ -61,6 +74,8 @@ class GPT(nn.Module):
         self.norm = build_norm(config)
         self.head_down = nn.Linear(C, E, bias=False) if factorised else nn.Identity()
         self.head = None if config.tie_embeddings else nn.Linear(E, config.padded_vocab_size, bias=False)
+        self.spread: Spread | None = None
+        self.z_loss, self.training_window = loss.ZLoss(), config.attention_window
         if not self.embed.weight.is_meta:
             self.init_weights(generator)
 
@@ -97,16 +112,7 @@ class GPT(nn.Module):
             ValueError: more tokens than `context_length`, or positions that do not fit the cache.
         """
         hidden = self.hidden_states(ids, cache=cache, positions=positions, document_ids=document_ids)
-        if targets is None:
-            return self.logits(hidden)
-        summed = loss.cross_entropy(
-            hidden.flatten(0, 1),
-            self.head_weight,
-            targets.flatten(),
-            vocab_size=self.vocab_size,
-            softcap=self.config.logit_softcap,
-        )
-        return self.routers.attach(summed, targets)
+        return self.logits(hidden) if targets is None else self.summed_loss(hidden, targets)
 
     def hidden_states(
         self,
@@ -120,40 +126,80 @@ class GPT(nn.Module):
 
         `model.logits(hidden[:, -1])` spares a prompt's other logits.
         """
-        span = self._span(ids, cache, positions, document_ids)
-        x = self._embedded(ids)  # (B, T, C)
-        if self.smear_gate is not None:
-            if cache is None:
-                before = speed.before_each(x, positions, document_ids)
-            else:
-                before = self._embedded_before(ids, span, cache)
-            x = x + self._smear(x, before)
-        x = F.dropout(self.position.add(x, span.positions), self.config.dropout, self.training)
-        x = self._through_blocks(x, span, cache)
+        span = self.plan(ids, cache=cache, positions=positions, document_ids=document_ids)
+        x = self.enter(span, cache=cache, positions=positions, document_ids=document_ids)
+        stream = self.through_blocks(Stream(x, x, x), span, cache)
         if cache is not None:
             cache.commit(span)
+        return self.leave(stream)
+
+    def enter(
+        self,
+        span: Span,
+        *,
+        cache: KVCache | None = None,
+        positions: Tensor | None = None,
+        document_ids: Tensor | None = None,
+    ) -> Tensor:
+        """The tokens of a span as the first block reads them: (B, T, C)."""
+        assert span.ids is not None
+        x = self._embedded(span.ids)  # (B, T, C)
+        if self.smear_gate is not None:
+            if cache is None:
+                if self.spread is not None:
+                    positions, document_ids = self.spread.pad(positions, 0), self.spread.pad(document_ids, -1)
+                before = speed.before_each(x, positions, document_ids)
+            else:
+                before = self._embedded_before(span.ids, span, cache)
+            x = x + self._smear(x, before)
+        x = F.dropout(self.position.add(x, span.positions), self.config.dropout, self.training)
+        return x if self.spread is None else self.spread.own(x)
+
+    def through_blocks(self, stream: Stream, span: Span, cache: KVCache | None = None) -> Stream:
+        """Through the blocks that are here: all of them, or those of one stage of a pipeline."""
+        x, first, middle = stream
+        if self.spread is not None:
+            span = self.spread.begin(span, draws=self.training and self.config.dropout > 0)
+        dtype = compute_dtype(x)
+        rotation = self.position.rotation(span.positions, dtype)
+        span.local_rotation = self.position.local_rotation(span.positions, dtype)
+        for name, block in self.blocks.named_children():
+            i = int(name)
+            if self.residual_scale is not None and self.input_scale is not None:
+                x = self.residual_scale.weight[i] * x + self.input_scale.weight[i] * first
+            x = block(x, span, rotation, None if cache is None else cache.layers[i])
+            if i + 1 == self.config.n_layer // 2:
+                middle = x
+        return Stream(x, first, middle)
+
+    def leave(self, stream: Stream) -> Tensor:
+        """From behind the last block to what the head reads: (B, T, E)."""
+        x = stream.x
+        if self.backout_scale is not None:
+            x = x - self.backout_scale.weight * stream.middle
         hidden: Tensor = self.head_down(self.norm(x))
         return scaled(hidden, self.config.logit_multiplier)
+
+    def summed_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """The summed cross-entropy of hidden states (B, T, E) and targets (B, T): what `forward` gives with targets."""
+        spread = self.spread
+        hidden, here = (hidden, targets) if spread is None else spread.before_head(hidden, targets)
+        summed = loss.cross_entropy(
+            hidden.flatten(0, 1),
+            self.head_weight,
+            here.flatten(),
+            vocab_size=self.vocab_size,
+            softcap=self.config.logit_softcap,
+            z_loss=self.z_loss,
+            vocabulary=loss.WHOLE if spread is None else spread.vocabulary,
+        )
+        return self.routers.attach(summed, targets)
 
     def _embedded(self, ids: Tensor) -> Tensor:
         """(B, T) ids to (B, T, C), each by itself."""
         x = self.embed_up(self.embed(ids)).to(self.embed.weight.dtype)  # autocast must not narrow the residual stream
         normed: Tensor = self.embedding_norm(scaled(x, self.config.embedding_multiplier))
         return normed
-
-    def _through_blocks(self, x: Tensor, span: Span, cache: KVCache | None) -> Tensor:
-        """(B, T, C) to (B, T, C)."""
-        dtype = compute_dtype(self.embed.weight)
-        rotation = self.position.rotation(span.positions, dtype)
-        span.local_rotation = self.position.local_rotation(span.positions, dtype)
-        first = middle = x
-        for i, block in enumerate(self.blocks):
-            if self.residual_scale is not None and self.input_scale is not None:
-                x = self.residual_scale.weight[i] * x + self.input_scale.weight[i] * first
-            x = block(x, span, rotation, None if cache is None else cache.layers[i])
-            if i + 1 == len(self.blocks) // 2:
-                middle = x
-        return x if self.backout_scale is None else x - self.backout_scale.weight * middle
 
     def _smear(self, x: Tensor, before: Tensor) -> Tensor:
         """What each of x (B, T, C) gets of the token before it, (B, T, C)."""
@@ -168,6 +214,8 @@ class GPT(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., E) hidden states to (..., vocab_size) logits, at least fp32."""
+        if self.spread is not None:
+            raise ValueError("the logits are spread over several processes: give the model `targets` to get the loss")
         logits = F.linear(hidden, self.head_weight)[..., : self.vocab_size]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         cap = self.config.logit_softcap
@@ -205,17 +253,31 @@ class GPT(nn.Module):
             parts.append(speed.TokenCache(batch, length, device))
         return KVCache(parts, batch, length, device, self.config.attention_window)
 
-    def compile_blocks(self, backend: str = "inductor") -> None:
+    def compile_blocks(self, backend: str = "inductor", stages: int = 1) -> None:
         """Compile each block with `torch.compile`: blocks of a kind share one compilation, which PyTorch keeps on disk.
 
-        Each kind is compiled anew for validation, for another shape, ... By itself PyTorch would stop at eight in all.
+        Each kind is compiled anew for validation, for another shape or window (of which training has so many `stages`),
+        and so on. By itself PyTorch would stop at eight in all.
         """
         config, layers = self.config, range(self.config.n_layer)
         kinds = {(config.window(i), config.has_value_embedding(i), config.has_experts(i)) for i in layers}
         for mixture in self.routers.layers:
             mixture.experts.stay_uncompiled()
-        for block in self.blocks:
-            block.compile(backend=backend, recompile_limit=8 * len(kinds))
+        for block in self.blocks.children():
+            block.compile(backend=backend, recompile_limit=8 * len(kinds) * stages)
+
+    def set_training_window(self, window: int) -> None:
+        """While training, layers with a short window see so many tokens from now on; otherwise what the config says."""
+        self.training_window = window
+        for block in self.blocks.children():
+            attention = cast(Block, block).attention
+            if attention.attend.window is not None:
+                attention.attend = replace(attention.attend, training_window=window)
+
+    def set_checkpointing(self, level: str) -> None:
+        """What the blocks compute again in the backward pass: none, selective or full (see `checkpointing`)."""
+        for block in self.blocks.children():
+            cast(Block, block).recompute = checkpointing.recompute(level, self.config)
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Draw the weights anew (see `minigpt.model.init`)."""
@@ -229,9 +291,20 @@ class GPT(nn.Module):
         """Operations to train on one token (see `minigpt.model.count.flops_per_token`)."""
         return count.flops_per_token(self.config, length)
 
-    def _span(self, ids: Tensor, cache: KVCache | None, positions: Tensor | None, document_ids: Tensor | None) -> Span:
-        """Where the tokens stand and what they see."""
+    def plan(
+        self,
+        ids: Tensor,
+        *,
+        cache: KVCache | None = None,
+        positions: Tensor | None = None,
+        document_ids: Tensor | None = None,
+    ) -> Span:
+        """Where the tokens stand and what they see; arguments as for `forward`."""
+        if self.spread is not None:
+            ids, positions = self.spread.pad(ids, 0), self.spread.pad(positions, 0)
+            document_ids = self.spread.pad(document_ids, -1)
         (B, T), longest, window = ids.shape, self.config.context_length, self.config.attention_window
+        window = self.training_window if self.training and cache is None else window
         if longest < T:
             raise ValueError(f"{T} tokens in a row are more than model.context_length={longest}: shorten the rows")
         if cache is None:

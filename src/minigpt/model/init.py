@@ -6,7 +6,7 @@ uniform (nanochat).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -21,25 +21,39 @@ ZERO = ("bias", "input_scale.weight", "smear_scale.weight", "backout_scale.weigh
 
 @torch.no_grad()
 def init_weights(model: nn.Module, config: ModelConfig, generator: torch.Generator | None = None) -> None:
-    """Matrices from normal(0, init_std), residual projections from normal(0, init_std / sqrt(2 n_layer)) since
-    2 n_layer of them add up; biases and buffers zero; norms one.
+    """Draw the weights of a network that is whole on this device (see `initial_tensors`); buffers become zero."""
+    parameters = dict(model.named_parameters())
+    for name, drawn in initial_tensors(model, config, generator):
+        parameters[name].copy_(drawn)
+    for buffer in model.buffers():
+        buffer.zero_()
+
+
+def initial_tensors(
+    model: nn.Module, config: ModelConfig, generator: torch.Generator | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """The initial weights by name, one whole tensor (CPU, fp32) after the other.
+
+    Matrices come from normal(0, init_std), residual projections from normal(0, init_std / sqrt(2 n_layer)) since
+    2 n_layer of them add up; biases are zero; norms one.
 
     Args:
-        model: the network, or a part of it; its parameters are drawn in the order of `named_parameters()`.
+        model: the network, or a part of it, which may be on the meta device: only the names and shapes of its
+            parameters are looked at, and they are drawn in the order of `named_parameters()`.
         config: the architecture, with the options that begin with `init_`.
         generator: a CPU generator; None means torch's global one. Numbers are always drawn on the CPU in fp32, so the
-            weights depend neither on the device nor on the dtype (but for rounding).
+            weights depend neither on the device nor on the dtype (but for rounding), nor on who holds which part.
     """
     std = _standard_deviation(config)
     for name, parameter in model.named_parameters():
+        whole = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
         if name.endswith(ZERO):
-            parameter.zero_()
+            whole.zero_()
         elif parameter.ndim == 1:
-            parameter.fill_(1.0)
+            whole.fill_(1.0)
         else:
-            _draw(parameter, std(name), generator)
-    for buffer in model.buffers():
-        buffer.zero_()
+            whole.normal_(0.0, std(name), generator=generator)
+        yield name, whole
 
 
 def _standard_deviation(config: ModelConfig) -> Callable[[str], float]:
@@ -54,9 +68,3 @@ def _standard_deviation(config: ModelConfig) -> Callable[[str], float]:
         return head if name == "head.weight" else config.init_std
 
     return of
-
-
-def _draw(parameter: Tensor, std: float, generator: torch.Generator | None) -> None:
-    """Fill from normal(0, std)."""
-    drawn = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
-    parameter.copy_(drawn.normal_(0.0, std, generator=generator))

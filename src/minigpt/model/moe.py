@@ -26,6 +26,7 @@ class MoE(nn.Module):
         balance_bias: (E,) fp32, added to the scores of the choice alone (balance=bias); a buffer, saved with the
             weights, moved by `Routers.balance` and by no gradient.
         routing: how the last pass in training went; whoever takes it leaves None.
+        total: sums over the processes that have the other tokens of the rows; None: all are here.
     """
 
     balance_bias: Tensor | None
@@ -44,11 +45,13 @@ class MoE(nn.Module):
         bias = torch.zeros(config.moe.n_expert, dtype=torch.float32) if config.moe.balance == "bias" else None
         self.register_buffer("balance_bias", bias)
         self.routing: Routing | None = None
+        self.total: Callable[[Tensor], Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, T, C) to (B, T, C)."""
         tokens = x.flatten(0, -2)  # (N, C)
-        chosen, weights, routing = route(self._scores(tokens), self.moe, self.balance_bias, self._watched())
+        scores, watched = self._scores(tokens), self._watched()
+        chosen, weights, routing = route(scores, self.moe, self.balance_bias, watched, self.total)
         self.routing = routing
         outputs = self.experts(tokens, chosen)  # (N, k, C)
         y = (weights.to(outputs.dtype)[:, None] @ outputs).view_as(x)
@@ -56,6 +59,21 @@ class MoE(nn.Module):
             shared = self.shared(x)
             y = y + (shared if self.shared_gate is None else torch.sigmoid(self.shared_gate(x)) * shared)
         return F.dropout(y, self.dropout, self.training)
+
+    def once(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """`function`, in whose first call alone this layer's `routing` is kept: the others make the same pass again."""
+        calls = 0
+
+        def call(*arguments: object) -> Tensor:
+            nonlocal calls
+            calls, kept = calls + 1, self.routing
+            try:
+                return function(*arguments)
+            finally:
+                if calls > 1:
+                    self.routing = kept
+
+        return call
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or cast everything, but keep the bias wide: rounded, it would choose other experts."""

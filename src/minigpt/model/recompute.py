@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from minigpt.model.autocast import compute_dtype, no_autocast
+from minigpt.model.spread import Summand
 
 
 def activated_down(activation: Callable[[Tensor], Tensor], x: Tensor, down: nn.Linear) -> Tensor:
@@ -19,11 +20,12 @@ def activated_down(activation: Callable[[Tensor], Tensor], x: Tensor, down: nn.L
 
     activation: a function of x alone (no parameters, no random numbers) of any width in, `down`'s width out.
     """
-    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and x.requires_grad):
+    plain = type(down) in (nn.Linear, Summand)  # float8 has a layer of its own
+    if torch.compiler.is_compiling() or not (plain and torch.is_grad_enabled() and x.requires_grad):
         return down(activation(x))  # the compiler decides by itself what to keep
     dtype = compute_dtype(down.weight)
     weight = down.weight.to(dtype)
-    bias = None if down.bias is None else down.bias.to(dtype)
+    bias = None if down.bias is None or isinstance(down, Summand) else down.bias.to(dtype)
     y: Tensor = _ActivatedDown.apply(x, weight, bias, activation)
     return y
 

@@ -7,7 +7,7 @@ experts to idle ones after each step (Wang et al. 2024, "Auxiliary-Loss-Free Loa
 The auxiliary losses never enter the loss that is reported: `Routers.attach` lets the backward pass alone see them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -18,6 +18,8 @@ from minigpt.config.architecture import MoEConfig
 from minigpt.model.loss import IGNORED
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
     from minigpt.model.moe import MoE
 
 SMALLEST_SUM = 1e-20  # of a token's weights before they are divided by it: the sigmoids of bad scores may vanish
@@ -40,7 +42,11 @@ class Routing(NamedTuple):
 
 
 def route(
-    scores: Tensor, moe: MoEConfig, bias: Tensor | None = None, watched: bool = False
+    scores: Tensor,
+    moe: MoEConfig,
+    bias: Tensor | None = None,
+    watched: bool = False,
+    total: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Routing | None]:
     """Choose experts.
 
@@ -49,6 +55,8 @@ def route(
         moe: how they become choices and weights.
         bias: (E,), added for the choice but not for the weights.
         watched: whether to look at how equally busy the experts are.
+        total: sums over the processes that have the other tokens of the rows; None: all are here. The losses are then
+            these tokens', and the mean over the processes is that over all tokens.
 
     Returns:
         (N, k) int64 chosen experts, best first; (N, k) their weights; how it went, if watched.
@@ -61,15 +69,22 @@ def route(
     if moe.normalize:
         weights = weights / weights.sum(-1, keepdim=True).clamp(min=SMALLEST_SUM)
     weights = weights * moe.weight_scale
-    return chosen, weights, _watch(scores, affinity, chosen, moe) if watched else None
+    return chosen, weights, _watch(scores, affinity, chosen, moe, total) if watched else None
 
 
-def _watch(scores: Tensor, affinity: Tensor, chosen: Tensor, moe: MoEConfig) -> Routing:
+def _watch(
+    scores: Tensor,
+    affinity: Tensor,
+    chosen: Tensor,
+    moe: MoEConfig,
+    total: Callable[[Tensor], Tensor] | None,
+) -> Routing:
     share = affinity
     if moe.router == "sigmoid":  # as a distribution over the experts (DeepSeek-V3, equation 19)
         share = affinity / affinity.sum(-1, keepdim=True).clamp(min=SMALLEST_SUM)
     load = torch.zeros(moe.n_expert, dtype=torch.int64, device=chosen.device)
     load = load.scatter_add(0, chosen.flatten(), torch.ones_like(chosen.flatten()))
+    load = load if total is None else total(load)
     z_loss = torch.logsumexp(scores, dim=-1).square().mean()
     entropy = torch.special.entr(share.detach()).sum(-1).mean()
     return Routing(load, balance_loss(load, share), z_loss, entropy)
@@ -99,6 +114,8 @@ class Routers:
 
     def __init__(self, layers: Sequence["MoE"]) -> None:
         self.layers = list(layers)
+        self.share = 1.0
+        """This process's part of the auxiliary losses, where several compute them for the same rows."""
         self.clear()
 
     def clear(self) -> None:
@@ -129,7 +146,7 @@ class Routers:
                 weighted.append(moe.balance_weight * routing.balance_loss)
             if moe.z_loss_weight:
                 weighted.append(moe.z_loss_weight * routing.z_loss)
-        return torch.stack(weighted).sum() if weighted else torch.zeros(())
+        return torch.stack(weighted).sum() * self.share if weighted else torch.zeros(())
 
     def _take(self) -> Iterator[tuple["MoE", Routing]]:
         """The routings of the last pass, which are counted and forgotten."""
@@ -143,6 +160,20 @@ class Routers:
         for layer in self.layers:
             layer.routing = None
         yield from taken
+
+    @torch.no_grad()
+    def sum_over(self, group: "ProcessGroup | None") -> None:
+        """After the passes of a step: count those of the other processes of the group, which had other rows."""
+        if group is None or self.load is None or self._sums is None:
+            return
+        import torch.distributed as dist
+
+        passes = torch.tensor([float(self._passes)], device=self.load.device)
+        counts = torch.cat([self.load.flatten().double(), self._sums.double(), passes.double()])
+        dist.all_reduce(counts, group=group)
+        *sums, count = counts[self.load.numel() :].tolist()
+        self.load = counts[: self.load.numel()].view(self.load.shape).to(self.load.dtype)
+        self._sums, self._passes = self._sums.new_tensor(sums), int(count)
 
     @torch.no_grad()
     def balance(self) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from minigpt.config import Config, RequestError
 from minigpt.config.extension import build, load_class
+from minigpt.config.pace import Pace
 from minigpt.data import PreparedData
 from minigpt.data.rows.training_rows import ValidationRows, make_rows
 from minigpt.objectives.base import Objective
@@ -32,6 +33,7 @@ def make_objective(config: Config, data: PreparedData, tokenizer: Tokenizer, max
         "seed": config.run.seed,
         "batch_rows": config.batch_rows,
         "max_steps": max_steps,
+        "first_row": None if config.schedule.accumulation is None else Pace(config).first_row,
     }
     rows: dict[str, Any] = {
         "rows": data.stream.rows(**layout) if data.stream is not None else make_rows(data, config.data, **layout),

@@ -1,19 +1,18 @@
 """Optimizers, parameter groups and schedules."""
 
-from minigpt.optim.adamw import (
-    AdamW,
-    load_optimizer_tensors,
-    make_optimizer,
-    optimizer_tensors,
-    parameter_groups,
-)
+from minigpt.optim.adamw import AdamW
+from minigpt.optim.ema import Average
+from minigpt.optim.groups import parameter_groups
+from minigpt.optim.optimizer import Optimizer, make_optimizer
+from minigpt.optim.orthogonal import orthogonalise
 from minigpt.optim.schedule import learning_rate
 
 __all__ = [
     "AdamW",
+    "Average",
+    "Optimizer",
     "learning_rate",
-    "load_optimizer_tensors",
     "make_optimizer",
-    "optimizer_tensors",
+    "orthogonalise",
     "parameter_groups",
 ]

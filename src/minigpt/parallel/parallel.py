@@ -3,15 +3,19 @@
 This is the form of a single process, where each of these is trivial. `build.py` makes the others.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from minigpt.model import GPT
 from minigpt.parallel.world import World
-from minigpt.storage.parts import Part
+from minigpt.storage.parts import Part, Shape
+
+if TYPE_CHECKING:
+    from minigpt.parallel.exchange import Exchange
 
 Batch = dict[str, Tensor]
 Pass = Callable[[int, nn.Module, Batch], Tensor]
@@ -25,21 +29,23 @@ class Parallel:
         model: the network, or what of it this process holds, under the canonical names.
         network: what a training pass calls: `model` itself, or what is wrapped around it.
         parts: by name, of every parameter and buffer that `model` has: what this process holds of it.
+        shapes: by name, of every parameter and buffer of the whole network, in its order.
     """
 
     def __init__(self, model: GPT, world: World | None = None) -> None:
         self.world = world or World()
         self.model, self.network = model, model
-        self.parts: dict[str, Part] = {name: Part.whole(tensor.shape) for name, tensor in model.state_dict().items()}
+        self.shapes: dict[str, Shape] = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        self.parts: dict[str, Part] = {name: Part.whole(shape) for name, shape in self.shapes.items()}
 
     # ---- a step --------------------------------------------------------------------------------------------------
 
     def forward_backward(self, numbers: Sequence[int], batches: Sequence[Batch], run: Pass, scale: float) -> Tensor:
         """Passes over this process's micro-batches; gradients of `scale` times the loss accumulate.
 
-        numbers: which micro-batches of the step they are. Returns the sum of the losses, fp32, on the device.
+        numbers: which micro-batches of the step they are. Returns the sum of the losses, on the device.
         """
-        total = torch.zeros((), device=self.model.embed.weight.device)
+        total = self.zero()
         for i, (number, batch) in enumerate(zip(numbers, batches, strict=True)):
             with self.accumulating(last=i + 1 == len(batches)):
                 loss = run(number, self.network, batch)
@@ -48,8 +54,8 @@ class Parallel:
         return total
 
     def forward(self, numbers: Sequence[int], batches: Sequence[Batch], run: Pass) -> Tensor:
-        """The sum of the losses without gradients, fp32. Every process must bring equally many micro-batches."""
-        total = torch.zeros((), device=self.model.embed.weight.device)
+        """The sum of the losses without gradients. Every process must bring equally many micro-batches."""
+        total = self.zero()
         with torch.no_grad():
             for number, batch in zip(numbers, batches, strict=True):
                 total += run(number, self.network, batch)
@@ -62,6 +68,11 @@ class Parallel:
     def finish_gradients(self) -> None:
         """After the last pass of a step: what remains to be summed between processes."""
 
+    def zero(self) -> Tensor:
+        """Where losses are summed, on the device: in float64, where it has that, since they may be many."""
+        device = next(self.model.parameters()).device
+        return torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+
     # ---- tensors -------------------------------------------------------------------------------------------------
 
     def local(self, tensor: Tensor) -> Tensor:
@@ -73,3 +84,13 @@ class Parallel:
         values = [(self.local(g), self.parts[name].copies) for name, g in gradients.items()]
         shares = [torch.linalg.vector_norm(g, dtype=torch.float32).square() / copies for g, copies in values]
         return torch.stack(shares).sum() if shares else torch.zeros(())
+
+    def exchange(self, parts: Mapping[str, Part], owners: Mapping[str, int]) -> "Exchange":
+        """Between parts of tensors and their owners, of all processes with the same parameters: those of a stage.
+
+        owners: by name, a number among them. Every one of them must call it alike.
+        """
+        from minigpt.parallel.exchange import Exchange, GroupLink
+
+        device = next(self.model.parameters()).device
+        return Exchange(parts, owners, GroupLink(self.world.group("dp", "fsdp", "cp", "tp")), device=device)

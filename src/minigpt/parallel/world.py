@@ -4,6 +4,7 @@ Data travels by the device's backend (nccl or gloo); what is agreed on (losses, 
 float64, summed in the order of the ranks, so that every process has the same bits.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ class World:
     size: int = 1
     local_rank: int = 0
     """Among the processes of this machine."""
+    local_size: int = 1
+    """How many of them there are."""
     sizes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(DIMENSIONS, 1))
     """Of the mesh."""
     place: dict[str, int] = field(default_factory=lambda: dict.fromkeys(DIMENSIONS, 0))
@@ -35,6 +38,11 @@ class World:
     """All processes, over gloo."""
     mesh: Any = None
     """The `DeviceMesh` of torch, of the dimensions in `DIMENSIONS`."""
+    step: int = 0
+    """The step that is being made, for reports of who waits where."""
+    ends_together: bool = False
+    """Whether every process knows why the run ends, so that they can part in good order."""
+    _waits: int = 0
 
     @property
     def is_main(self) -> bool:
@@ -55,6 +63,16 @@ class World:
     def counts_loss(self) -> bool:
         """Whether this process's part of the loss is one that no other process has as well."""
         return self.place["tp"] == 0 and self.place["pp"] == self.sizes["pp"] - 1
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this process is the one that counts the rows of those that train on the same ones."""
+        return self.place["tp"] == self.place["pp"] == self.place["cp"] == 0
+
+    @property
+    def has_whole_network(self) -> bool:
+        """Whether each process has the whole network to itself, and can compute with it alone."""
+        return self.size == self.sizes["dp"]
 
     def group(self, *dimensions: str) -> "ProcessGroup | None":
         """The processes that differ from this one in these dimensions alone; None if that is this process alone."""
@@ -102,3 +120,17 @@ class World:
             import torch.distributed as dist
 
             dist.barrier(group=self.control)
+
+    def wait_long(self) -> None:
+        """The same for work that may take hours: no message is under way meanwhile, whose time could be over."""
+        if self.size == 1:
+            return
+        from torch.distributed.distributed_c10d import _get_default_store
+
+        store = _get_default_store()
+        self._waits += 1
+        key, pause = f"minigpt/wait/{self._waits}", 0.001
+        store.add(key, 1)
+        while store.add(key, 0) < self.size:
+            time.sleep(pause)
+            pause = min(2 * pause, 0.25)

@@ -96,8 +96,9 @@ def _figures(found: dict[str, Any]) -> list[Figure]:
     if packing["kind"] == "documents":
         shown.append(Figure("Padding", f"{100 * packing['wasted']:.2f}%", "of the positions of an epoch"))
     if found["steps"] is not None:
-        total = found["steps"] * found["batch_rows"]
-        shown.append(Figure("Run", f"{found['steps']:,} steps", f"{total:,} rows, {found['batch_rows']:,} a step"))
+        step = "a step" if found["rows"] == found["steps"] * found["batch_rows"] else "in the first step"
+        rows = f"{found['rows']:,} rows, {found['batch_rows']:,} {step}"
+        shown.append(Figure("Run", f"{found['steps']:,} steps", rows))
     return shown
 
 

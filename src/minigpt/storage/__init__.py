@@ -17,8 +17,10 @@ from minigpt.storage.checkpoint import (
     load_checkpoint,
     load_latest,
     newest_good,
+    open_checkpoint,
     prune,
     save_checkpoint,
+    save_sharded_checkpoint,
 )
 from minigpt.storage.lock import Lock, lock_folder, wait_lock
 from minigpt.storage.model_folder import (
@@ -52,11 +54,13 @@ __all__ = [
     "load_state",
     "lock_folder",
     "newest_good",
+    "open_checkpoint",
     "prune",
     "require_trust",
     "resolve_model",
     "save_checkpoint",
     "save_model",
+    "save_sharded_checkpoint",
     "verify_folder",
     "wait_lock",
     "write_model",

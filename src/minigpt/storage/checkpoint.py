@@ -9,7 +9,7 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,21 +29,27 @@ from minigpt.storage.atomic import (
     verify_folder,
 )
 from minigpt.storage.model_folder import (
+    WEIGHTS_FILE,
     SavesTokenizer,
     find_tokenizer,
     load_model_config,
-    load_state,
+    write_description,
     write_model,
 )
 
 if TYPE_CHECKING:
     import torch
+    from torch.distributed import ProcessGroup
+
+    from minigpt.storage.sharded import Held
+    from minigpt.storage.tensor_files import TensorFiles
 
 CHECKPOINTS = "checkpoints"
 LAST, BEST = POINTERS = ("last", "best")
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "trainer_state.json"
-TRAINING_FILES = (OPTIMIZER_FILE, STATE_FILE)
+OPTIMIZER_SHARD = re.compile(r"optimizer-(\d{5})-of-(\d{5})\.safetensors")
+"""Pieces of the optimizer's tensors that the processes of a run on several have written."""
 MINIMUM_KEPT = 2  # so that there is a previous one when the newest is damaged
 _STEP = re.compile(r"step-(\d{8,})")
 
@@ -57,8 +63,9 @@ class Checkpoint:
     path: Path
     step: int
     model_config: ModelConfig
-    model_state: "dict[str, torch.Tensor]"
-    optimizer_state: "dict[str, torch.Tensor]"
+    model_state: "TensorFiles"
+    """Read when they are asked for, whole or box by box."""
+    optimizer_state: "TensorFiles"
     trainer_state: dict[str, Any]
     loss: float | None
     """The validation loss by which the best one is chosen; None if there was none at this step."""
@@ -84,13 +91,9 @@ def save_checkpoint(
     """
     from minigpt.storage.tensors import save_tensors
 
-    checkpoints = run_dir / CHECKPOINTS
-    existing = list_checkpoints(run_dir)
-    kept = f"the previous checkpoint {existing[-1].name} is kept" if existing else "there was no checkpoint before"
-    state = {"format_version": 1, "step": step, "loss": loss_for_best, "trainer": dict(trainer_state)}
-    encoded = exact_json.dumps(state)
-    final = checkpoints / step_name(step)
-    with atomic_folder(final, replace=True, kept=kept) as folder:
+    encoded = _state_bytes(step, loss_for_best, trainer_state)
+    final = run_dir / CHECKPOINTS / step_name(step)
+    with atomic_folder(final, replace=True, kept=_kept(run_dir)) as folder:
         write_model(folder, model_config, model_state, tokenizer, extra=extra)
         save_tensors(folder / OPTIMIZER_FILE, optimizer_state)
         fs.write_file(folder / STATE_FILE, encoded)
@@ -98,22 +101,70 @@ def save_checkpoint(
     return final
 
 
-def load_checkpoint(folder: Path, device: "str | torch.device" = "cpu") -> Checkpoint:
-    """Verify a checkpoint and read all of it; `CorruptFolderError` says what is damaged."""
-    from minigpt.storage.tensors import load_tensors
+def save_sharded_checkpoint(
+    run_dir: Path,
+    step: int,
+    group: "ProcessGroup",
+    *,
+    model_config: ModelConfig,
+    model: "Held",
+    optimizer: "Held",
+    trainer_state: Mapping[str, Any],
+    tokenizer: SavesTokenizer | None,
+    loss_for_best: float | None = None,
+) -> Path:
+    """`save_checkpoint` by all processes of a group together, each with the parts that it holds (see `save_sharded`).
 
+    What is no tensor is the first process's. Raises `WorkError`, the same on all.
+    """
+    from minigpt.storage.sharded import save_sharded
+
+    encoded = _state_bytes(step, loss_for_best, trainer_state)
+    final = run_dir / CHECKPOINTS / step_name(step)
+
+    def complete(folder: Path) -> None:
+        write_description(folder, model_config, tokenizer)
+        fs.write_file(folder / STATE_FILE, encoded)
+
+    save_sharded(final, model, optimizer, group, complete=complete, kept=_kept(run_dir))
+    if group.rank() == 0:
+        _write_pointers(run_dir)
+    return final
+
+
+def _kept(run_dir: Path) -> str:
+    """What is left if a save fails."""
+    existing = list_checkpoints(run_dir)
+    return f"the previous checkpoint {existing[-1].name} is kept" if existing else "there was no checkpoint before"
+
+
+def _state_bytes(step: int, loss: float | None, trainer_state: Mapping[str, Any]) -> bytes:
+    return exact_json.dumps({"format_version": 1, "step": step, "loss": loss, "trainer": dict(trainer_state)})
+
+
+def load_checkpoint(folder: Path, device: "str | torch.device" = "cpu") -> Checkpoint:
+    """Verify a checkpoint and open it; `CorruptFolderError` says what is damaged."""
     if not folder.is_dir():
         raise RequestError(f"checkpoint {folder} does not exist")
     verify_folder(folder)
-    if STATE_FILE not in read_manifest(folder)["files"]:
+    return open_checkpoint(folder, device)
+
+
+def open_checkpoint(folder: Path, device: "str | torch.device" = "cpu") -> Checkpoint:
+    """Open a checkpoint that has been verified, by this process or another; its tensors are read when asked for."""
+    from minigpt.storage.tensor_files import TensorFiles
+
+    files = read_manifest(folder)["files"]
+    if STATE_FILE not in files:
         raise RequestError(f"{folder} is a model folder and no checkpoint: it has no {STATE_FILE} to go on from")
     state = _read_state(folder)
+    optimizer = [OPTIMIZER_FILE] if OPTIMIZER_FILE in files else _optimizer_shards(files)
     return Checkpoint(
         path=folder,
         step=state["step"],
         model_config=load_model_config(folder),
-        model_state=load_state(folder, device),
-        optimizer_state=load_tensors(folder / OPTIMIZER_FILE, device),
+        model_state=TensorFiles([folder / WEIGHTS_FILE], device),
+        optimizer_state=TensorFiles([folder / name for name in optimizer], device),
         trainer_state=state["trainer"],
         loss=state["loss"],
         tokenizer_path=find_tokenizer(folder),
@@ -175,7 +226,7 @@ def newest_good(run_dir: Path, log: Log | None = None) -> Path | None:
 
 def verify_model(folder: Path) -> None:
     """Check the files of a checkpoint or model folder that a model is made of, against the manifest."""
-    verify_folder(folder, skip=TRAINING_FILES)
+    verify_folder(folder, skip=(OPTIMIZER_FILE, STATE_FILE, *_optimizer_shards(read_manifest(folder)["files"])))
 
 
 def best_checkpoint(run_dir: Path) -> Path | None:
@@ -254,6 +305,10 @@ def step_of(folder: Path) -> int | None:
     """The step in a checkpoint folder's name; None for anything else."""
     match = _STEP.fullmatch(folder.name)
     return int(match[1]) if match and folder.is_dir() else None
+
+
+def _optimizer_shards(files: Iterable[str]) -> list[str]:
+    return sorted(name for name in files if OPTIMIZER_SHARD.fullmatch(name))
 
 
 def _read_state(folder: Path) -> dict[str, Any]:

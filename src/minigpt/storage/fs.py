@@ -7,6 +7,7 @@ and after each call and look at what is left (tests/storage/conftest.py).
 import errno
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -19,6 +20,13 @@ def write_file(path: Path, data: bytes) -> None:
     """Write a new file; `FileExistsError` if there is one already."""
     with open(path, "xb") as file:
         file.write(data)
+
+
+def write_chunks(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
+    """Write a new file piece by piece; `FileExistsError` if there is one already."""
+    with open(path, "xb") as file:
+        for chunk in chunks:
+            file.write(chunk)
 
 
 def sync_file(path: Path) -> None:

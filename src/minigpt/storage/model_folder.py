@@ -75,6 +75,18 @@ def write_model(
     """Write the files of a model into an existing folder, for a caller that publishes it."""
     from minigpt.storage.tensors import save_tensors
 
+    save_tensors(folder / WEIGHTS_FILE, state)
+    write_description(folder, model_config, tokenizer, extra=extra)
+
+
+def write_description(
+    folder: Path,
+    model_config: ModelConfig,
+    tokenizer: SavesTokenizer | None,
+    *,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the files of a model but its weights."""
     if model_config.vocab_size is None:
         raise ValueError("model.vocab_size must be known before a model is saved")
     # init_from says where the weights came from, often a path of this machine; the folder has its own weights.
@@ -87,7 +99,6 @@ def write_model(
     if extra:
         content["extra"] = dict(extra)
     write_file(folder / CONFIG_FILE, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
-    save_tensors(folder / WEIGHTS_FILE, state)
     if tokenizer is not None:
         tokenizer.save(folder)
 

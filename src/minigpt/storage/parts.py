@@ -70,18 +70,19 @@ class Part:
         """The local tensor, with the dtype and device of `like`: read(offset, size) gives a box of the whole one."""
         local = torch.zeros(self.local, dtype=like.dtype, device=like.device)
         for box in self.boxes:
-            local[_index(box.at, box.size)] = read(box.offset, box.size).to(like.dtype).to(like.device)
+            local[index(box.at, box.size)] = read(box.offset, box.size).to(like.dtype).to(like.device)
         return local
 
     def cut(self, whole: Tensor) -> Tensor:
         """The local tensor of a whole one."""
-        return self.take(lambda offset, size: whole[_index(offset, size)], whole)
+        return self.take(lambda offset, size: whole[index(offset, size)], whole)
 
     def put(self, local: Tensor, whole: Tensor) -> None:
         """Write the local values where they belong in the whole tensor."""
         for box in self.boxes:
-            whole[_index(box.offset, box.size)] = local[_index(box.at, box.size)].to(whole.dtype).to(whole.device)
+            whole[index(box.offset, box.size)] = local[index(box.at, box.size)].to(whole.dtype).to(whole.device)
 
 
-def _index(start: Shape, size: Shape) -> tuple[slice, ...]:
+def index(start: Shape, size: Shape) -> tuple[slice, ...]:
+    """What picks the rectangle that begins at `start` out of a tensor."""
     return tuple(slice(first, first + length) for first, length in zip(start, size, strict=True))

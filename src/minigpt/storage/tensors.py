@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from minigpt.config import RequestError, WorkError
 from minigpt.storage.atomic import CorruptFolderError, read_error
+from minigpt.storage.tensor_files import TensorFiles, write_whole
 
 _WRAPPER = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module)\.|^module\.")
 
@@ -22,12 +23,16 @@ _WRAPPER = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module)\.|^module\.")
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write a new file; equal tensors give equal bytes, whatever the order of the mapping.
 
-    Tensors may be on any device and of any layout; those that are contiguous on the CPU are written without a copy.
+    Tensors may be on any device and of any layout; those that are contiguous on the CPU are written without a copy,
+    and of those that lie in other files (`TensorFiles`) one at a time is in memory.
     Raises `OSError` as any write does, `ValueError` for a name with a wrapper's prefix (`_orig_mod.`, `module.`).
     """
     for name in tensors:
         if _WRAPPER.search(name):
             raise ValueError(f"tensor name {name!r} has a wrapper's prefix: save the state of the wrapped module")
+    if isinstance(tensors, TensorFiles):
+        write_whole(path, tensors)
+        return
     # Sorted: safetensors orders by size of the data type and then by name, but only the former is promised.
     flat = {name: tensors[name].detach().to("cpu").contiguous() for name in sorted(tensors)}
     # safetensors publishes a private file (mode 0600); the others get what the user's umask says, so take it from one.

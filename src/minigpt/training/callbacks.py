@@ -8,7 +8,6 @@ options alone: `Class(config)`. What it must remember when a run is stopped is i
 """
 
 import math
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +25,10 @@ from minigpt.config import (
 )
 from minigpt.config.extension import build
 from minigpt.inference import generate
+from minigpt.model import GPT
 from minigpt.tokenizer import Tokenizer
 from minigpt.training.loggers import Metrics
+from minigpt.training.whole import whole_model, whole_of
 
 if TYPE_CHECKING:
     from minigpt.training.trainer import Trainer
@@ -37,6 +38,9 @@ TENSORS = "callback:"  # begins the names of callbacks' tensors among the optimi
 
 class Callback:
     """Override the hooks that you need; `state_dict` and `tensors` are kept in every checkpoint.
+
+    Of a run on several processes each has the callbacks, and calls them alike: `trainer.world` says which one this is,
+    and what is logged counts on the main one. Whatever all must do together (saving, evaluating) all must decide alike.
 
     A run may be stopped between any two hooks. Change `state_dict` in `on_train_batch_end` or in the validation hooks:
     what followed a step that was interrupted is undone and done again. Change `tensors` in `on_before_optimizer_step`:
@@ -120,12 +124,12 @@ class Checkpointing(Callback):
 
     def __init__(self, config: CheckpointConfig) -> None:
         self.config = config
-        self._saved_at = time.monotonic()
+        self._saved_at = 0.0
         self._new_best = False
 
     def on_train_start(self, trainer: "Trainer") -> None:
         """Minutes count from here."""
-        self._saved_at, self._new_best = time.monotonic(), False
+        self._saved_at, self._new_best = trainer.now, False
 
     def on_validation_end(self, trainer: "Trainer", metrics: Metrics) -> None:
         """Remember to save, after the other callbacks have had the step."""
@@ -134,11 +138,11 @@ class Checkpointing(Callback):
     def on_train_batch_end(self, trainer: "Trainer", step: int) -> None:
         """Save if it is time. Amid bad steps nothing is saved: going back needs the checkpoint before them."""
         due = self.config.every_steps is not None and step % self.config.every_steps == 0
-        minutes = (time.monotonic() - self._saved_at) / 60
+        minutes = (trainer.now - self._saved_at) / 60
         due = due or (self.config.every_minutes is not None and minutes >= self.config.every_minutes)
         if (due or self._new_best) and trainer.bad_streak == 0 and step < trainer.max_steps:
             trainer.save_checkpoint()
-            self._saved_at, self._new_best = time.monotonic(), False
+            self._saved_at, self._new_best = trainer.now, False
 
 
 class Samples(Callback):
@@ -155,19 +159,25 @@ class Samples(Callback):
         """Draw a sample if it is time."""
         if self.config.every_steps is None or (step % self.config.every_steps and step != trainer.max_steps):
             return
+        with trainer.averaged():
+            model = whole_model(trainer)
+            text = "" if model is None else self._draw(trainer, model)
+        trainer.check_signals()
+        trainer.log_sample(step, self.config.prompt + text)
+
+    def _draw(self, trainer: "Trainer", model: GPT) -> str:
         settings = GenerationConfig(
             max_new_tokens=self.config.max_new_tokens, temperature=self.config.temperature, seed=self.seed
         )
-        with trainer.autocast():
+        with trainer.autocast(model.embed.weight.device):
             drawn = generate(
-                trainer.model,
+                model,
                 self.tokenizer,
                 [self._prompt],
                 settings,
                 should_stop=lambda: trainer.signals.received is not None,
             )
-        trainer.signals.check()
-        trainer.log_sample(step, self.config.prompt + drawn[0].text)
+        return drawn[0].text
 
 
 class EarlyStopping(Callback):
@@ -210,7 +220,7 @@ class Monitor(Callback):
         if self.config.every_steps is None or step % self.config.every_steps:
             return
         squares: dict[str, float] = {}
-        for name, parameter in trainer.model.named_parameters():
+        for name, parameter in whole_of(trainer.parallel, dict(trainer.model.named_parameters())):
             part = ".".join(piece for piece in name.split(".")[:-1] if not piece.isdigit()) or name
             squares[part] = squares.get(part, 0.0) + float(parameter.double().square().sum())
         trainer.log({f"monitor/weight_norm/{part}": math.sqrt(value) for part, value in squares.items()})

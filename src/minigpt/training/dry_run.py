@@ -17,8 +17,9 @@ from minigpt.model.count import (
 )
 from minigpt.objectives import stack, valid_targets
 from minigpt.training.console import amount, duration
+from minigpt.training.planning.rows import memory_on
 from minigpt.training.precision import autocast
-from minigpt.training.setup import Parts, activation_bytes, assemble, weight_bytes
+from minigpt.training.setup import Parts, assemble
 
 SHOWN_ROWS = 2
 TIMED = 5  # micro-batches
@@ -104,7 +105,7 @@ def dry_run(config: Config) -> DryRun:
         kv_cache_bytes_per_token=kv_cache_bytes_per_token(
             config.model, 4 if config.training.precision == "fp32" else 2
         ),
-        memory_bytes=weight_bytes(parameters) + activation_bytes(config) * rows * config.model.context_length,
+        memory_bytes=memory_on(config, parts.device.type).total,
         steps=parts.max_steps,
         tokens=tokens,
         seconds=seconds,

@@ -25,8 +25,17 @@ PACKAGES = ("minigpt", "torch", "numpy", "tokenizers", "safetensors")
 GIT_SECONDS = 5.0  # a repository on a slow network disk must not hold a run up
 
 
-def record(run_dir: Path, step: int, max_steps: int | None = None, device: torch.device | str = "cpu") -> None:
-    """Add this session, which goes on after `step`, to the run's list. Raises WorkError if the disk refuses."""
+def record(
+    run_dir: Path,
+    step: int,
+    max_steps: int | None = None,
+    device: torch.device | str = "cpu",
+    processes: int = 1,
+) -> None:
+    """Add this session, which goes on after `step`, to the run's list. Raises WorkError if the disk refuses.
+
+    processes: how many make it, if more than one; the line is that of the main one.
+    """
     path = run_dir / ENVIRONMENT_FILE
     try:
         with open(path, "a+b") as file:
@@ -34,7 +43,8 @@ def record(run_dir: Path, step: int, max_steps: int | None = None, device: torch
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":
                     file.write(b"\n")
-            file.write((json.dumps(session(step, max_steps, device), ensure_ascii=True) + "\n").encode())
+            line = session(step, max_steps, device) | ({"processes": processes} if processes > 1 else {})
+            file.write((json.dumps(line, ensure_ascii=True) + "\n").encode())
     except OSError as error:
         raise WorkError(f"could not write {path}: {error.strerror}") from error
 
@@ -54,12 +64,16 @@ def session(step: int, max_steps: int | None = None, device: torch.device | str 
             "memory_gb": memory_gb(),
             "gpu": gpu_name(torch.device(device)),
         },
-        # torch's own word names its build (+cpu, +cu130), which the installed package's version may leave out
-        "versions": {"python": platform.python_version()}
-        | {name: _installed(name) for name in PACKAGES}
-        | {"torch": torch.__version__},
+        "versions": versions(),
         "git": git_state(Path.cwd()),
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Of Python and the packages that a run computes with."""
+    # torch's own word names its build (+cpu, +cu130), which the installed package's version may leave out
+    installed = {name: _installed(name) for name in PACKAGES}
+    return {"python": platform.python_version()} | installed | {"torch": torch.__version__}
 
 
 def command_line() -> str:

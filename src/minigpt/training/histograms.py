@@ -7,6 +7,7 @@ import torch
 
 from minigpt.training.callbacks import Callback
 from minigpt.training.loggers import Histogram
+from minigpt.training.whole import whole_of
 
 if TYPE_CHECKING:
     from minigpt.training.trainer import Trainer
@@ -34,12 +35,12 @@ class Histograms(Callback):
         if self._due(trainer.step + 1):
             named = trainer.model.named_parameters()
             gradients = {name: p.grad for name, p in named if p.grad is not None}
-            self._gradients = _histograms("gradient", gradients, trainer.gradient_factor)
+            self._gradients = _histograms("gradient", trainer, gradients, trainer.gradient_factor)
 
     def on_train_batch_end(self, trainer: "Trainer", step: int) -> None:
         """Log both."""
         if self._due(step):
-            parameters = _histograms("parameter", dict(trainer.model.named_parameters()))
+            parameters = _histograms("parameter", trainer, dict(trainer.model.named_parameters()))
             trainer.log_histograms(step, self._gradients | parameters)
 
     def _due(self, step: int) -> bool:
@@ -56,6 +57,9 @@ def histogram(values: torch.Tensor, factor: float = 1.0) -> Histogram | None:
     return Histogram(counts.tolist(), edges.tolist())
 
 
-def _histograms(kind: str, tensors: dict[str, torch.Tensor], factor: float = 1.0) -> dict[str, Histogram]:
-    made = {name.removesuffix(".weight"): histogram(tensor, factor) for name, tensor in tensors.items()}
+def _histograms(
+    kind: str, trainer: "Trainer", tensors: dict[str, torch.Tensor], factor: float = 1.0
+) -> dict[str, Histogram]:
+    whole = whole_of(trainer.parallel, tensors)
+    made = {name.removesuffix(".weight"): histogram(tensor, factor) for name, tensor in whole}
     return {f"monitor/{kind}/{name}": one for name, one in made.items() if one is not None}

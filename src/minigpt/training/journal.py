@@ -1,8 +1,8 @@
 """Which rows each step trains on, and the durable journal of the ones that are left out.
 
-The rows of a run are numbered 0, 1, 2, ... without end (the objective knows what each number means). Step `s` takes
-the next `batch_rows` of those that no restoration has excluded, so the rows of a step follow from the step's number
-and the journal alone.
+The rows of a run are numbered 0, 1, 2, ... without end (the objective knows what each number means). Those
+that no restoration has excluded are taken in order, so many a step as the config says for it (`minigpt.config.pace`):
+the rows of a step follow from the step's number and the journal alone.
 
 The journal (`skipped.jsonl`) holds two kinds of lines:
     {"step": 12, "rows": [...], "reason": "..."}          a bad step: its update was skipped
@@ -22,10 +22,13 @@ from minigpt.storage import atomic_write
 
 
 class RowJournal:
-    """The journal of one run folder."""
+    """The journal of one run folder.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    writes: whether this process is the one that writes it down; the others know it by heart.
+    """
+
+    def __init__(self, path: Path, writes: bool = True) -> None:
+        self.path, self._writes = path, writes
         self._skips: list[dict[str, Any]] = []
         self._restorations: list[dict[str, Any]] = []
         if path.exists():
@@ -52,15 +55,15 @@ class RowJournal:
         past = [entry for entry in self._restorations if entry["first_bad_step"] <= step]
         return len(past), sum(entry["skipped_steps"] for entry in past)
 
-    def rows(self, step: int, batch_rows: int) -> list[int]:
-        """Row numbers of step `step` (the first is 1): the step's block of all rows that are not excluded."""
-        first = self._row((step - 1) * batch_rows)
+    def rows(self, first: int, count: int) -> list[int]:
+        """Row numbers of a step: `count` of all rows that are not excluded, from number `first` of these on."""
+        row = self._row(first)
         rows: list[int] = []
         excluded = set(self._excluded)
-        while len(rows) < batch_rows:
-            if first not in excluded:
-                rows.append(first)
-            first += 1
+        while len(rows) < count:
+            if row not in excluded:
+                rows.append(row)
+            row += 1
         return rows
 
     def _row(self, position: int) -> int:
@@ -101,7 +104,7 @@ class RowJournal:
 
     def _write(self) -> None:
         lines = [json.dumps(entry) + "\n" for entry in self._restorations + self._skips]
-        if lines or self.path.exists():
+        if self._writes and (lines or self.path.exists()):
             atomic_write(self.path, "".join(lines))
 
 

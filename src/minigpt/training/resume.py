@@ -8,7 +8,16 @@ from minigpt.config import Config, RequestError, config_yaml, load_config, resol
 from minigpt.config.extension import portable
 from minigpt.config.yaml import show
 from minigpt.data.rows.names import source_names
-from minigpt.storage import Checkpoint, atomic_write, discard_folder, list_checkpoints, load_latest
+from minigpt.parallel.agreement import everywhere, on_main
+from minigpt.parallel.world import World
+from minigpt.storage import (
+    Checkpoint,
+    atomic_write,
+    discard_folder,
+    list_checkpoints,
+    load_latest,
+    open_checkpoint,
+)
 from minigpt.training.journal import RowJournal
 
 # Looking at a run, and saving it, never changes it. The text's own fingerprint is compared instead of where it lies.
@@ -21,26 +30,51 @@ FREE = (
     "data.shard_tokens",
     "data.max_epochs",
 )
-FREE_SECTIONS = ("evaluation.", "checkpoint.", "loggers.", "callbacks.")
+FREE_SECTIONS = ("evaluation.", "checkpoint.", "loggers.", "callbacks.", "distributed.")
 OWN = "callbacks.own"  # unlike the package's, these may do anything
+
+HARDWARE = ("run.device", "run.threads")
+MICRO_BATCH = "training.micro_batch"
 
 CONFIG_FILE = "config.yaml"
 
 
-def newest_on_path(run_dir: Path, journal: RowJournal, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest good checkpoint that no restoration has gone back behind."""
-    return load_latest(run_dir, say, accept=lambda step, state: journal.admits(step, state["restorations"]))
+def agreed(world: World, find: Callable[[], Checkpoint | None]) -> Checkpoint | None:
+    """The checkpoint that the main process finds and verifies, on every process. They must all call it.
+
+    Raises on every process the RequestError or WorkError of the main one, or of one that cannot open what was found.
+    """
+    if world.size == 1:
+        return find()
+
+    def path() -> Path | None:
+        found = find()
+        return None if found is None else found.path
+
+    chosen = on_main(world, path)
+    return everywhere(world, lambda: None if chosen is None else open_checkpoint(chosen))
+
+
+def newest_on_path(
+    run_dir: Path, journal: RowJournal, say: Callable[[str], None], world: World | None = None
+) -> Checkpoint | None:
+    """The newest good checkpoint that no restoration has gone back behind; on several processes see `agreed`."""
+
+    def accept(step: int, state: dict[str, Any]) -> bool:
+        return journal.admits(step, state["restorations"])
+
+    return agreed(world or World(), lambda: load_latest(run_dir, say, accept=accept))
 
 
 def last_good_before(
-    run_dir: Path, first_bad: int, journal: RowJournal, say: Callable[[str], None]
+    run_dir: Path, first_bad: int, journal: RowJournal, say: Callable[[str], None], world: World | None = None
 ) -> Checkpoint | None:
-    """The newest good checkpoint from before a series of bad steps."""
+    """The newest good checkpoint from before a series of bad steps; on several processes see `agreed`."""
 
     def accept(step: int, state: dict[str, Any]) -> bool:
         return step < first_bad and state["bad_streak"] == 0 and journal.admits(step, state["restorations"])
 
-    return load_latest(run_dir, say, accept=accept)
+    return agreed(world or World(), lambda: load_latest(run_dir, say, accept=accept))
 
 
 def discard_later(run_dir: Path, step: int) -> None:
@@ -93,17 +127,38 @@ def write_config(run_dir: Path, config: Config) -> None:
     )
 
 
-def refuse_changes(run_dir: Path, saved: Config, wanted: Config) -> None:
-    """Raises RequestError naming the keys that shape the trajectory and differ."""
+def refuse_changes(run_dir: Path, saved: Config, wanted: Config, say: Callable[[str], None]) -> None:
+    """Raises RequestError naming the keys that shape the trajectory and differ.
+
+    Another micro-batch is said, and allowed where only the order of sums depends on it: another number of processes
+    may need it.
+    """
     old, new = flat(saved), flat(wanted)
     keys = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
     keys = [key for key in keys if key == OWN or (key not in FREE and not key.startswith(FREE_SECTIONS))]
+    keys = [key for key in keys if key not in HARDWARE or not _same_hardware(old.get(key), new.get(key))]
+    if MICRO_BATCH in keys and _only_sums(wanted):
+        keys.remove(MICRO_BATCH)
+        change = _change(MICRO_BATCH, old.get(MICRO_BATCH), new.get(MICRO_BATCH))
+        say(f"{change}, which changes no more than the order of sums")
     if keys:
         changes = ", ".join(_change(key, old.get(key), new.get(key)) for key in keys)
         raise RequestError(
             f"run folder {run_dir} holds a run of another config ({changes}): "
             "go on with its own, or choose another --run-dir or run.name"
         )
+
+
+def _same_hardware(old: Any, new: Any) -> bool:
+    """Whether it is left open (by several processes, each of which has its own), or another GPU of the same kind."""
+    return old is None or new is None or str(old).partition(":")[0] == str(new).partition(":")[0]
+
+
+def _only_sums(config: Config) -> bool:
+    """Whether nothing is drawn for, or averaged over, a micro-batch as such."""
+    moe = config.model.moe
+    averaged = moe.n_expert and (moe.balance == "loss" or moe.z_loss_weight)
+    return config.model.dropout == 0 and not averaged and config.schedule.accumulation is None
 
 
 def _change(key: str, old: Any, new: Any) -> str:

@@ -11,18 +11,26 @@ from dataclasses import dataclass
 import torch
 
 from minigpt.config import Config, RequestError
+from minigpt.config.mesh import refuse_mesh
+from minigpt.config.pace import Pace
 from minigpt.data import PreparedData, prepare
 from minigpt.inference import pick_device
 from minigpt.interop.huggingface.reading import read_state
 from minigpt.model import GPT
-from minigpt.model.count import count_parameters
+from minigpt.model.float8 import require_float8
+from minigpt.model.init import initial_tensors
 from minigpt.objectives import Objective, make_objective
+from minigpt.parallel.build import fill, parallelise
+from minigpt.parallel.launch import device_of
+from minigpt.parallel.parallel import Parallel
+from minigpt.parallel.world import World
 from minigpt.storage import cache_dir, resolve_model
 from minigpt.tokenizer import Tokenizer
 from minigpt.training.allocator import keep_freed_memory
 from minigpt.training.cores import available_cores
 from minigpt.training.extensions import settle_extensions
 from minigpt.training.network import settle_network
+from minigpt.training.planning.rows import fitting_rows
 from minigpt.training.seeds import derived_seed
 from minigpt.training.tokenizers import make_tokenizer as make_tokenizer
 
@@ -30,19 +38,23 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int | None], None]
 
-ACTIVATION_SHARE = 0.5  # of the free memory; weights, gradients and optimizer state are taken off first
-CPU_TOKENS = 8192  # more tokens at once make a CPU no faster, only the memory larger
 
+def settle_hardware(
+    config: Config, saved: Config | None = None, world: World | None = None
+) -> tuple[Config, torch.device]:
+    """Replace `auto` device and threads by what they are: the saved run's where there is one.
 
-def settle_hardware(config: Config, saved: Config | None = None) -> tuple[Config, torch.device]:
-    """Replace `auto` device, threads and micro-batch by numbers: the saved run's where there is one.
-
-    Sets PyTorch's threads and its deterministic algorithms.
+    Sets PyTorch's threads and its deterministic algorithms. Of several processes each has a device and threads of its
+    own, which say nothing about the next start of the run: their numbers stay open.
     """
-    run = config.run
-    device_name = saved.run.device if saved and run.device == "auto" else run.device
-    device = pick_device(device_name)
-    threads = run.threads or (saved.run.threads if saved else None) or available_cores()
+    run, world = config.run, world or World()
+    alone = world.size == 1
+    if alone:
+        device = pick_device(saved.run.device if saved and run.device == "auto" else run.device)
+    else:
+        device = pick_device(device_of(config, world))
+    threads = run.threads or (saved.run.threads if saved and alone else None) or available_cores() // world.local_size
+    threads = max(1, threads)
     torch.set_num_threads(threads)
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
@@ -51,6 +63,7 @@ def settle_hardware(config: Config, saved: Config | None = None) -> tuple[Config
     # A debugging aid that costs 5 % of a small step; the module makes the attribute at run time.
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010
     torch.backends.cudnn.benchmark = False
+    config = settle_arithmetic(config, device)
     if device.type == "cpu":
         keep_freed_memory()
     compiled = config.training.compile
@@ -60,9 +73,23 @@ def settle_hardware(config: Config, saved: Config | None = None) -> tuple[Config
     if compiled:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))
         torch.use_deterministic_algorithms(run.deterministic)
-    run = run.model_copy(update={"device": str(device), "threads": threads})
+    settled = {"device": str(device), "threads": threads} if alone else {"device": device.type}
+    run = run.model_copy(update=settled)
     training = config.training.model_copy(update={"compile": compiled})
     return config.model_copy(update={"run": run, "training": training}), device
+
+
+def settle_arithmetic(config: Config, device: torch.device) -> Config:
+    """Whether fp32 products may be TF32: only if the config says so. RequestError for float8 where there is none."""
+    training = config.training
+    if training.float8:
+        require_float8(device)
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = training.tf32
+    elif training.tf32:
+        logger.warning(f"training.tf32=true is left out: it is arithmetic of NVIDIA's GPUs, and this is {device}")
+        training = training.model_copy(update={"tf32": False})
+    return config.model_copy(update={"training": training})
 
 
 def can_compile(device: torch.device) -> bool:
@@ -72,47 +99,18 @@ def can_compile(device: torch.device) -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++", "cl") if name)
 
 
-def settle_micro_batch(config: Config, device: torch.device, saved: Config | None = None) -> Config:
-    """A number for `training.micro_batch=auto`: the saved run's, or as many rows as the memory takes."""
+def settle_micro_batch(config: Config, device: torch.device, saved: Config | None = None, shares: int = 1) -> Config:
+    """A number for `training.micro_batch=auto`: the saved run's, or as many rows as the memory takes.
+
+    shares: how many processes take equally many micro-batches of a step each.
+    """
     training = config.training
     if training.micro_batch != "auto":
         return config
     rows = saved.training.micro_batch if saved and saved.batch_rows == config.batch_rows else None
-    if not isinstance(rows, int):
-        rows = fitting_rows(config, device)
+    if not isinstance(rows, int) or config.batch_rows % (rows * shares):
+        rows = fitting_rows(config, device, shares)
     return config.model_copy(update={"training": training.model_copy(update={"micro_batch": rows})})
-
-
-def activation_bytes(config: Config) -> int:
-    """Memory that one token's activations take in training: a rough upper estimate for planning.
-
-    Counts per block what autograd keeps (norm inputs and outputs, q, k, v, attention's output, the feed-forward's
-    inner layers, residual sums), in the arithmetic's width, after Korthikanti et al. 2022, section 4.1, with fused
-    attention, plus fp32 copies of the residual stream.
-    """
-    model = config.model
-    width = 4 if config.training.precision == "fp32" else 2
-    heads = model.n_head * model.query_size + model.kv_heads * (model.query_size + model.value_size)
-    experts = (model.moe.n_expert_used + model.moe.n_shared) * model.expert_size if model.moe.n_expert else 0
-    inner = 3 * max(model.inner_size, experts)
-    block = width * (4 * model.n_embd + 2 * heads + 2 * inner) + 4 * 4 * model.n_embd
-    return model.n_layer * block + 6 * 4 * model.n_embd
-
-
-def weight_bytes(parameters: int) -> int:
-    """fp32 weights, gradients and AdamW's two moments."""
-    return 16 * parameters
-
-
-def fitting_rows(config: Config, device: torch.device) -> int:
-    """The largest number of rows that divides the batch and should fit."""
-    tokens = float(CPU_TOKENS)
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-        rest = max(0, free - weight_bytes(count_parameters(config.model)))
-        tokens = ACTIVATION_SHARE * rest / activation_bytes(config)
-    most = max(1, int(tokens // config.model.context_length))
-    return max(d for d in range(1, config.batch_rows + 1) if config.batch_rows % d == 0 and d <= most)
 
 
 @dataclass
@@ -131,13 +129,25 @@ class Parts:
             model = GPT(self.config.model)
         return model.to_empty(device=self.device)
 
-    def initialise(self, model: GPT) -> None:
-        """First weights: from the seed, or those of `model.init_from`."""
-        config = self.config
-        if config.model.init_from is None:
-            model.init_weights(torch.Generator().manual_seed(derived_seed("weights", config.run.seed)))
+    def initialise(self, network: GPT | Parallel) -> None:
+        """First weights: from the seed, or those of `model.init_from`. Each process takes what it holds of them."""
+        config, origin = self.config, self.config.model.init_from
+        generator = torch.Generator().manual_seed(derived_seed("weights", config.run.seed))
+        if isinstance(network, Parallel) and network.world.size > 1:
+            with torch.device("meta"):
+                whole = GPT(config.model)
+            drawn = initial_tensors(whole, config.model, generator)
+            fill(network, drawn if origin is None else read_state(resolve_model(origin).path).items())
             return
-        model.load_state_dict(read_state(resolve_model(config.model.init_from).path))
+        model = network.model if isinstance(network, Parallel) else network
+        if origin is None:
+            model.init_weights(generator)
+        else:
+            model.load_state_dict(read_state(resolve_model(origin).path))
+
+    def parallel(self, world: World) -> Parallel:
+        """The network, spread over the processes and compiled if it is to be."""
+        return parallelise(self.config, world, self.device)
 
     @property
     def data_fingerprint(self) -> str:
@@ -161,12 +171,15 @@ def assemble(
     saved: Config | None = None,
     tokenizer: Tokenizer | None = None,
     on_progress: Progress | None = None,
+    world: World | None = None,
 ) -> Parts:
     """Settle everything that the config leaves open and open the data. Raises RequestError in one sentence.
 
     saved: the resolved config of the run that goes on. tokenizer: that run's own.
     """
-    config, device = settle_hardware(settle_extensions(settle_network(config, saved)), saved)
+    world = world or World()
+    config, device = settle_hardware(settle_extensions(settle_network(config, saved)), saved, world)
+    refuse_mesh(config, world.sizes)
     tokenizer = tokenizer or make_tokenizer(config, on_progress)
     model = config.model
     if model.vocab_size is None:
@@ -178,7 +191,9 @@ def assemble(
     config = config.model_copy(update={"model": model})
     data = prepare(config.data, tokenizer, on_progress=on_progress)
     data.require_context(model.context_length)
-    config = settle_micro_batch(config, device, saved)
+    stages = world.data_size * world.sizes["pp"]  # of a pipeline, each has work while there are as many micro-batches
+    shares = stages if config.batch_rows % stages == 0 else world.data_size
+    config = settle_micro_batch(config, device, saved, shares)
     rows_per_epoch = None
     if config.training.epochs is not None and data.stream is None:
         rows_per_epoch = make_objective(config, data, tokenizer).rows_per_epoch
@@ -191,12 +206,12 @@ def steps_of(config: Config, rows_per_epoch: int | None) -> int:
     if training.max_steps is not None:
         return training.max_steps
     if training.max_tokens is not None:
-        return -(-training.max_tokens // training.batch_tokens)
+        return Pace(config).steps_of(-(-training.max_tokens // config.model.context_length))
     if training.epochs is not None and rows_per_epoch is None:
         raise RequestError(
             "training.epochs needs to know how long the text is, and data.streaming=true does not: set "
             "training.max_steps or training.max_tokens instead"
         )
     if training.epochs is not None and rows_per_epoch is not None:
-        return max(1, -(-int(training.epochs * rows_per_epoch) // config.batch_rows))
+        return max(1, Pace(config).steps_of(int(training.epochs * rows_per_epoch)))
     raise RequestError("the run has no length: set training.max_steps, training.max_tokens or training.epochs")

@@ -12,6 +12,11 @@ from minigpt.objectives import Objective
 TENSORS = "stream:"  # begins the names of a stream's tensors among the optimizer's
 
 
+def has_stream(objective: Objective) -> bool:
+    """Whether the rows must be made one after the other."""
+    return _stream(objective) is not None
+
+
 def stream_state(objective: Objective) -> StreamState | None:
     """How far the objective's stream has been read; None for rows that follow from their number."""
     stream = _stream(objective)

@@ -8,27 +8,14 @@ from collections.abc import Callable
 
 import torch
 
-# Dense bf16 (fp16) and TF32-less fp32 peaks in FLOP/s, from NVIDIA's data sheets (without sparsity).
-GPU_PEAKS = {
-    "H200": (989e12, 67e12),
-    "H100": (989e12, 67e12),
-    "A100": (312e12, 19.5e12),
-    "L40": (181e12, 90.5e12),
-    "L4": (121e12, 30.3e12),
-    "A10G": (70e12, 35e12),
-    "V100": (125e12, 15.7e12),
-    "T4": (65e12, 8.1e12),
-    "4090": (165e12, 82.6e12),
-    "3090": (71e12, 35.6e12),
-}
+from minigpt.config.hardware import find_gpu
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
     """Peak FLOP/s of a known GPU; of a CPU, what a matrix product reaches here (measured in about 0.1 s); else None."""
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        found = next((peaks for key, peaks in GPU_PEAKS.items() if key in name), None)
-        return None if found is None else found[1 if precision == "fp32" else 0]
+        gpu = find_gpu(torch.cuda.get_device_name(device))
+        return None if gpu is None else gpu.peak(precision, torch.backends.cuda.matmul.allow_tf32)
     if device.type != "cpu" or precision == "fp16":
         return None
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32

@@ -13,7 +13,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -21,26 +21,31 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from minigpt.config import Config, WorkError
+from minigpt.config import Config
+from minigpt.config.pace import Pace
 from minigpt.data import Prefetcher
 from minigpt.data.streaming.stream import StreamState
 from minigpt.model import GPT
 from minigpt.objectives import Batch, Objective
-from minigpt.optim import learning_rate, load_optimizer_tensors, make_optimizer, optimizer_tensors
-from minigpt.storage import Checkpoint, prune, save_checkpoint
+from minigpt.optim import Average, learning_rate, make_optimizer
+from minigpt.parallel.build import alone
+from minigpt.parallel.parallel import Parallel
+from minigpt.storage import Checkpoint
 from minigpt.tokenizer import Tokenizer
+from minigpt.training.bad_steps import go_back, skip_step
 from minigpt.training.batches import StepBatch, step_batch
-from minigpt.training.callbacks import Callback, by_name, callback_tensors, load_callback_tensors
+from minigpt.training.callbacks import Callback
 from minigpt.training.journal import RowJournal
-from minigpt.training.loggers import Histogram, LogBook, Logger, Metrics
+from minigpt.training.loggers import Histogram, LogBook, Logger, Metrics, SilentLogBook
 from minigpt.training.precision import LossScaler, autocast
-from minigpt.training.resume import discard_later, last_good_before
 from minigpt.training.seeds import seed_step
 from minigpt.training.signals import StopRequested, StopSignals
-from minigpt.training.snapshots import BackgroundWriter, all_finite, copy_to_cpu
+from minigpt.training.snapshots import BackgroundWriter
 from minigpt.training.sources import SeenSources
-from minigpt.training.streams import close_stream, load_stream, stream_state, stream_tensors
+from minigpt.training.state import load_state, save_state, small_state
+from minigpt.training.streams import close_stream, load_stream
 from minigpt.training.telemetry import Speedometer, peak_flops, peak_memory_mb
+from minigpt.training.together import check_signals, next_batch
 from minigpt.training.validation import validate, validation_sets
 
 
@@ -58,7 +63,7 @@ class Trainer:
     def __init__(
         self,
         config: Config,
-        model: GPT,
+        model: GPT | Parallel,
         objective: Objective,
         *,
         run_dir: Path,
@@ -70,27 +75,31 @@ class Trainer:
         console: Logger | None = None,
         signals: StopSignals | None = None,
         data_fingerprint: str = "",
-        initialise: Callable[[GPT], None] | None = None,
+        initialise: Callable[[Parallel], None] | None = None,
     ) -> None:
-        self.config, self.model, self.objective, self.device = config, model, objective, device
-        self.network: nn.Module = model
-        if config.training.compile:
-            model.compile_blocks()
+        self.config, self.objective, self.device = config, objective, device
+        self.parallel = model if isinstance(model, Parallel) else alone(model, config)
+        self.world = self.parallel.world
+        self.model, self.network = self.parallel.model, self.parallel.network
+        self.pace = Pace(config)
+        self.model.z_loss.weight = config.training.z_loss
         self.run_dir, self.max_steps, self.tokenizer = run_dir, max_steps, tokenizer
-        self.callbacks, self.logbook = list(callbacks), LogBook(run_dir, loggers, console)
+        main = self.world.is_main
+        self.logbook = LogBook(run_dir, loggers, console) if main else SilentLogBook(run_dir)
+        self.callbacks = list(callbacks)
         self.signals = signals or StopSignals()
         self.data_fingerprint = data_fingerprint
-        self._initialise = initialise or (lambda model: None)
+        self._initialise = initialise or (lambda parallel: None)
         self.micro_batch = cast(int, config.training.micro_batch)
-        self.journal = RowJournal(run_dir / "skipped.jsonl")
+        self.journal = RowJournal(run_dir / "skipped.jsonl", writes=main)
         self.writer = BackgroundWriter(config.checkpoint.background)
-        self.speed = Speedometer(model.flops_per_token(), partial(peak_flops, device, config.training.precision))
+        self.speed = Speedometer(self.model.flops_per_token(), self._peak_flops)
         self._fresh_callbacks = copy.deepcopy([callback.state_dict() for callback in self.callbacks])
         self._reset()
 
-    def _start_over(self) -> None:
+    def start_over(self) -> None:
         """Step 0: first weights, and nothing of what a run killed before its first checkpoint left in the files."""
-        self._initialise(self.model)
+        self._initialise(self.parallel)
         load_stream(self.objective, None, {})
         self._reset()
         for callback, state in zip(self.callbacks, copy.deepcopy(self._fresh_callbacks), strict=True):
@@ -101,7 +110,9 @@ class Trainer:
     def _reset(self) -> None:
         """State of a run that has not made a step."""
         groups = self.objective.parameter_groups(self.model, self.config.optimizer.weight_decay)
-        self.optimizer = make_optimizer(groups, self.config.optimizer)
+        rounded = self.config.training.precision != "fp32"
+        self.optimizer = make_optimizer(groups, self.config.optimizer, self.parallel, rounded=rounded)
+        self.average = self._fresh_average()
         self.scaler = LossScaler(enabled=self.config.training.precision == "fp16")
         self.gradient_factor = 1.0  # the update multiplies the gradients by this: clipping, and no more loss scale
         self.step = self.tokens = self.skipped = self.bad_streak = self.first_bad = 0
@@ -110,9 +121,15 @@ class Trainer:
         self.best_loss = math.inf
         self.stop_reason: str | None = None
         self.validation: tuple[int, float] | None = None  # the last evaluation: its step and loss
-        self._settled = True  # whether everything that follows a step has been done for the last one
-        self._saved_step: int | None = None
-        self._elapsed, self._began = 0.0, time.monotonic()
+        self.settled = True  # whether everything that follows a step has been done for the last one
+        self.saved_step: int | None = None
+        self.elapsed_before, self._began = 0.0, time.monotonic()
+        self._told = self._began
+
+    def _fresh_average(self) -> Average | None:
+        decay = self.config.optimizer.ema_decay
+        weights = {name: self.parallel.local(p.detach()) for name, p in self.model.named_parameters()}
+        return None if decay is None else Average(weights, decay)
 
     # ---- the loop ------------------------------------------------------------------------------------------------
 
@@ -121,20 +138,20 @@ class Trainer:
         if checkpoint is not None:
             self.load(checkpoint)
         else:
-            self._start_over()
+            self.start_over()
         try:
             while True:
                 try:
                     self._run()
                     break
                 except _Restore:
-                    self._go_back()
-            if self._saved_step != self.step:
+                    go_back(self)
+            if self.saved_step != self.step:
                 self.save_checkpoint()
             self._hook("on_train_end")
             self.writer.wait()
         except StopRequested:
-            if self._saved_step != self.step:
+            if self.saved_step != self.step:
                 self.save_checkpoint()
             self.writer.wait()
             raise
@@ -148,18 +165,21 @@ class Trainer:
 
     def _run(self) -> None:
         self.logbook.start(self.config, self.step, self.max_steps)
+        self._told = self.world.tell(time.monotonic())
         self._hook("on_train_start")
-        if not self._settled:  # a signal came between the last step and what follows it
+        if not self.settled:  # a signal came between the last step and what follows it
             self._after_step(self.step)
         if self.step >= self.max_steps:
             return
         close = partial(close_stream, self.objective)
         with Prefetcher(self._make_batch, self.step + 1, stop=self.max_steps + 1, interrupt=close) as batches:
-            while self.step < self.max_steps and self.stop_reason is None:
-                self.signals.check()
-                self.writer.check()
+            while self.step < self.max_steps:
                 began = time.perf_counter()
-                step, batch = batches.next()
+                self.world.step = self.step + 1
+                found = next_batch(self, batches)
+                if found is None:
+                    break
+                step, batch = found
                 self._hook("on_train_batch_start", step)
                 metrics = self._train_step(step, batch)
                 self.speed.step(time.perf_counter() - began, batches.wait_ms, batch.valid)
@@ -172,49 +192,82 @@ class Trainer:
                 self._after_step(step)
 
     def _make_batch(self, step: int) -> StepBatch:
-        """Rows of a step, in micro-batches; runs ahead in a thread of its own."""
-        return step_batch(self.objective, self.journal.rows(step, self.config.batch_rows), self.config)
+        """This process's rows of a step, in micro-batches; runs ahead in a thread of its own."""
+        rows = self.journal.rows(self.pace.first_row(step), self.pace.batch_rows(step))
+        share = (self.world.data_rank, self.world.data_size)
+        return step_batch(self.objective, rows, self.config, self.pace.context_length(step), share)
+
+    def _keep_pace(self, step: int) -> None:
+        """The window of this step, and the work that its shorter rows are."""
+        if (window := self.pace.window(step)) is not None:
+            self.model.set_training_window(window)
+        if self.config.schedule.context_length is not None:
+            self.speed.flops_per_token = self.model.flops_per_token(self.pace.context_length(step))
 
     def _train_step(self, step: int, batch: StepBatch) -> Metrics:
         """One optimizer step: accumulate the gradients of the micro-batches, clip, update. Returns its metrics."""
         lr = learning_rate(step, self.max_steps, self.config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        self.optimizer.set_lr(lr)
         if not self.network.training:  # setting it visits every module
             self.network.train()
         self.optimizer.zero_grad()
         self.model.routers.clear()
-        sums: list[Tensor] = []
+        self.model.z_loss.clear()
+        self._keep_pace(step)
         extra: dict[str, float] = {}
-        for i, micro_batch in enumerate(batch.micro_batches):
-            self.signals.check()
-            seed_step(self.config.run.seed, step, i)
+
+        def run(number: int, network: nn.Module, micro_batch: Batch) -> Tensor:
+            nonlocal extra
+            if self.world.size == 1:
+                self.signals.check()
+            seed_step(self.config.run.seed, step, number, self._place)
             with self.autocast():
-                loss_sum, _, extra = self.objective.training_step(self.network, self.to_device(micro_batch))
-            if batch.valid:
-                (loss_sum * (self.scaler.scale / batch.valid)).backward()
-            sums.append(loss_sum.detach())
+                loss_sum, _, extra = self.objective.training_step(network, self.to_device(micro_batch))
+            return loss_sum
+
+        scale = self.scaler.scale / batch.valid if batch.valid else 0.0
+        total = self.parallel.forward_backward(batch.numbers, batch.micro_batches, run, scale)
+        self.parallel.finish_gradients()
         loss = norm = math.nan
         if batch.valid:
-            *losses, norm = torch.stack([*sums, self._gradient_norm()]).tolist()  # one wait for the device
-            loss, norm = sum(losses) / batch.valid, norm / self.scaler.scale
+            total_loss, norm = self._loss_and_norm(total)
+            loss, norm = total_loss / batch.valid, norm / self.scaler.scale
         if math.isfinite(loss) and math.isfinite(norm):
             self.gradient_factor = self._clip_factor(norm)
             self._hook("on_before_optimizer_step")
             self.optimizer.step(self.gradient_factor)
+            if self.average is not None:
+                self.average.update(step)
+            self.model.routers.sum_over(self.world.group("dp", "fsdp", "cp"))
             self.model.routers.balance()
             self.scaler.update(overflow=False)
             self.bad_streak = 0
         else:
-            self._bad_step(step, batch, loss, norm)
+            skip_step(self, step, batch, loss, norm)
         restorations, undone = self.journal.undone(step)
         metrics: Metrics = {"train/loss": loss, "train/lr": lr, "train/grad_norm": norm}
         metrics["train/skipped"] = self.skipped + undone
+        if self.model.z_loss.squares is not None and batch.valid:
+            metrics["train/z_loss"] = float(self.model.z_loss.squares) / batch.valid
         if self.scaler.enabled:
             metrics["train/loss_scale"] = self.scaler.scale
         if restorations:
             metrics["train/restorations"] = restorations
         return metrics | {f"train/{key}": value for key, value in extra.items()}
+
+    def _loss_and_norm(self, total: Tensor) -> tuple[float, float]:
+        """The sum of all losses and the norm of all gradients (loss scale included), the same on every process."""
+        if self.world.size == 1:
+            loss, norm = torch.stack([total, self._gradient_norm().to(total)]).tolist()  # one wait for the device
+            return loss, norm
+        squares = self.parallel.squares(self.optimizer.gradients())
+        loss, mine = torch.stack([total, squares.to(total)]).tolist()
+        clock, z_loss = time.monotonic() if self.world.is_main else 0.0, self.model.z_loss
+        log_z = float(z_loss.squares) if z_loss.squares is not None else 0.0
+        counted = [loss, log_z] if self.world.counts_loss else [0.0, 0.0]
+        loss, log_z, all_squares, self._told = self.world.sum([*counted, mine, clock])
+        z_loss.squares = torch.tensor(log_z) if z_loss.weight else None
+        return loss, math.sqrt(all_squares)
 
     def _gradient_norm(self) -> Tensor:
         return self.optimizer.gradient_norm()  # loss scale included
@@ -225,30 +278,17 @@ class Trainer:
         factor = min(1.0, limit / (norm + 1e-6)) if limit is not None else 1.0
         return factor / self.scaler.scale
 
-    def _bad_step(self, step: int, batch: StepBatch, loss: float, norm: float) -> None:
-        """Skip the update. An overflow of fp16 that a smaller loss scale may cure does not count towards going back."""
-        self.skipped += 1
-        overflow = math.isfinite(loss) and self.scaler.can_shrink
-        self.scaler.update(overflow=True)
-        what = "no valid target in the batch" if not batch.valid else f"loss {loss}, gradient norm {norm}"
-        self.journal.skip(step, batch.rows, f"fp16 overflow: {what}" if overflow else what)
-        if overflow:
-            return
-        if self.bad_streak == 0:
-            self.first_bad = step
-        self.bad_streak += 1
-
     def _after_step(self, step: int) -> None:
         """What follows a step: evaluation, then the callbacks, saving last. A signal in between abandons all of it."""
-        self._settled, self._before = False, self._small_state()
+        self.settled, self.before = False, small_state(self)
         every = self.config.evaluation.every_steps
         if (every is not None and step % every == 0) or step == self.max_steps:
             self.evaluate()
-        self._settled = True  # as far as a checkpoint saved by the callbacks is concerned
+        self.settled = True  # as far as a checkpoint saved by the callbacks is concerned
         try:
             self._hook("on_train_batch_end", step)
         except StopRequested:
-            self._settled = False
+            self.settled = False
             raise
         if self.bad_streak >= self.config.training.max_bad_steps:
             raise _Restore
@@ -260,7 +300,8 @@ class Trainer:
         if not any(rows for _, rows in validation_sets(self)):
             return {}
         self._hook("on_validation_start")
-        metrics = validate(self)
+        with self.averaged():
+            metrics = validate(self)
         self.best_loss = min(self.best_loss, metrics["val/loss"])  # as it was if the new one is NaN
         self.validation = (self.step, metrics["val/loss"])
         self.log(metrics)
@@ -269,106 +310,49 @@ class Trainer:
 
     # ---- state ---------------------------------------------------------------------------------------------------
 
-    def _small_state(self) -> dict[str, Any]:
-        """Everything of the state but tensors."""
-        return {
-            "tokens": self.tokens,
-            "sources": dict(self.seen.tokens),
-            "stream": self.stream.position if self.stream is not None else None,
-            "elapsed": self.elapsed,
-            "skipped": self.skipped,
-            "bad_streak": self.bad_streak,
-            "first_bad": self.first_bad,
-            "restorations": self.journal.restorations,
-            "best_loss": None if math.isinf(self.best_loss) else self.best_loss,
-            "stop_reason": self.stop_reason,
-            "scaler": self.scaler.state_dict(),
-            "callbacks": {name: callback.state_dict() for name, callback in by_name(self.callbacks).items()},
-            "files": self.logbook.positions(),
-            "settled": True,
-        }
-
     def save_checkpoint(self) -> None:
         """Save the state of the last finished step, in the background if the config says so."""
-        state = self._small_state() if self._settled else self._before | {"settled": False}
-        state["data_fingerprint"] = self.data_fingerprint
-        for callback in self.callbacks:
-            callback.on_save_checkpoint(self, state)
-        weights = copy_to_cpu(self.model.state_dict())
-        moments = copy_to_cpu(optimizer_tensors(self.optimizer, self.model) | callback_tensors(self.callbacks))
-        moments |= stream_tensors(self.stream)
-        if not all_finite(weights):
-            raise WorkError(
-                f"the weights at step {self.step} are not finite; nothing was saved over the last checkpoint"
-            )
-        loss = self.validation[1] if self._settled and self.validation and self.validation[0] == self.step else None
-        step, keep, amid_bad = self.step, self.config.checkpoint.keep_last, self.bad_streak > 0
-        self.logbook.sync()  # the checkpoint records their lengths, so what it counts must be as durable as it is
-
-        def write() -> None:
-            save_checkpoint(
-                self.run_dir, step, model_config=self.model.config, model_state=weights, optimizer_state=moments,
-                trainer_state=state, tokenizer=self.tokenizer, loss_for_best=loss,
-            )  # fmt: skip
-            if not amid_bad:  # going back needs the checkpoint before the bad steps
-                prune(self.run_dir, keep, self.say)
-
-        self.writer.submit(write)
-        self._saved_step = step
+        save_state(self)
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint: everything that was saved, and the log files as long as they were then."""
-        state = checkpoint.trainer_state
         self._reset()
-        self.model.load_state_dict(checkpoint.model_state)
-        moments = load_callback_tensors(self.callbacks, checkpoint.optimizer_state)
-        moments = load_stream(self.objective, state.get("stream"), moments)
-        self.stream = stream_state(self.objective)
-        load_optimizer_tensors(self.optimizer, self.model, moments)
-        self.step, self.tokens, self._elapsed = checkpoint.step, state["tokens"], state["elapsed"]
-        self.seen.tokens |= state.get("sources", {})  # a checkpoint of before there were mixtures has none
-        self.skipped, self.bad_streak, self.first_bad = state["skipped"], state["bad_streak"], state["first_bad"]
-        self.best_loss = math.inf if state["best_loss"] is None else state["best_loss"]
-        self.stop_reason = state["stop_reason"]
-        self.scaler.load_state_dict(state["scaler"])
-        for name, callback in by_name(self.callbacks).items():
-            callback.load_state_dict(state["callbacks"].get(name) or callback.state_dict())
-            callback.on_load_checkpoint(self, state)
-        self.logbook.truncate(state["files"])
-        self.journal.rewind(self.step)
-        self._settled = state["settled"]
-        self._saved_step = self.step if self._settled else None
+        load_state(self, checkpoint)
 
-    def _go_back(self) -> None:
-        """Undo the bad steps: back to the last checkpoint before them, never to train on their rows again."""
-        training, reason = self.config.training, self.journal.last()[-1]["reason"]
-        bad = f"{self.bad_streak} bad steps in a row from step {self.first_bad} ({reason})"
-        if self.journal.restorations >= training.max_restores:
-            raise WorkError(
-                f"training stopped at step {self.step}: {bad}, after {self.journal.restorations} restorations "
-                f"(training.max_restores); lower optimizer.lr or look at the rows in {self.journal.path}"
-            )
-        self.writer.wait()
-        checkpoint = last_good_before(self.run_dir, self.first_bad, self.journal, self.say)
-        target = checkpoint.step if checkpoint else 0
-        rows = self.journal.restore(target, self.first_bad)
-        discard_later(self.run_dir, target)
-        if checkpoint is not None:
-            self.load(checkpoint)
-        else:
-            self._start_over()
-        self.say(f"{bad}: back to step {target}, and on without {len(rows)} rows")
+    def check_signals(self) -> None:
+        """Raises StopRequested, on every process, once a signal has come to any of them. All must call it."""
+        check_signals(self.world, self.signals)
 
     # ---- small things --------------------------------------------------------------------------------------------
 
     @property
+    def _place(self) -> int:
+        """Which of the processes with the same rows this is: each has other tokens of them to drop."""
+        place, sizes = self.world.place, self.world.sizes
+        return (place["pp"] * sizes["cp"] + place["cp"]) * sizes["tp"] + place["tp"]
+
+    def _peak_flops(self) -> float | None:
+        """Of all processes together; the others leave the looking to the main one."""
+        peak = peak_flops(self.device, self.config.training.precision) if self.world.is_main else None
+        return None if peak is None else peak * self.world.size
+
+    @property
+    def now(self) -> float:
+        """The clock, in seconds, by which all processes decide: the main one's, at the end of the last step."""
+        return time.monotonic() if self.world.size == 1 else self._told
+
+    @property
     def elapsed(self) -> float:
         """Seconds of training so far, earlier sessions of the run included."""
-        return self._elapsed + time.monotonic() - self._began
+        return self.elapsed_before + time.monotonic() - self._began
 
-    def autocast(self) -> AbstractContextManager[Any]:
+    def autocast(self, device: torch.device | None = None) -> AbstractContextManager[Any]:
         """The arithmetic that the config asks for."""
-        return autocast(self.config.training.precision, self.device)
+        return autocast(self.config.training.precision, device or self.device)
+
+    def averaged(self) -> AbstractContextManager[Any]:
+        """Within it, the weights are their average, if the config asks for one."""
+        return nullcontext() if self.average is None else self.average.swapped()
 
     def stop(self, reason: str) -> None:
         """End the run after this step, as if it were its last."""

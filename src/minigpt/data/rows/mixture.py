@@ -12,7 +12,7 @@ source have come by then is counted once, so that each source goes on where it w
 import bisect
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -94,11 +94,12 @@ class Mixture:
 
 def make_mixture(
     data: DataConfig, names: Sequence[str], weights: Sequence[float], *, batch_rows: int, seed: int,
-    max_steps: int | None,
+    max_steps: int | None, first_row: Callable[[int], int] | None = None,
 ) -> Mixture:  # fmt: skip
     """The mixture that a config asks for; `weights` are those of the sources until the first of its stages.
 
-    max_steps: the run's length; None leaves out stages that begin at a fraction of it. RequestError if a stage names no
+    max_steps: the run's length; None leaves out stages that begin at a fraction of it. first_row: where the rows of a
+    step begin; None: all steps before it have `batch_rows`. RequestError if a stage names no
     source or begins when the run is over, or two begin at the same step.
     """
     require_stage_names(data, names)
@@ -119,7 +120,8 @@ def make_mixture(
                 f"the stage of data.stages with {said} does not begin after the one before it, at step {last:,}"
             )
         last = step
-        stages[(step - 1) * batch_rows] = tuple(stage.weights.get(name, 0.0) for name in names)
+        begin = (step - 1) * batch_rows if first_row is None else first_row(step)
+        stages[begin] = tuple(stage.weights.get(name, 0.0) for name in names)
     return Mixture(names, list(stages.items()), batch_rows=batch_rows, seed=seed)
 
 

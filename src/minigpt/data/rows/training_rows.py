@@ -5,7 +5,7 @@ Everything here is a pure function of a row's number: rows can be made anywhere,
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -162,12 +162,20 @@ def plain_rows(tokens: TokenDataset, *, context_length: int, seed: int) -> Train
 
 
 def make_rows(
-    prepared: PreparedData, data: DataConfig, *, context_length: int, seed: int, batch_rows: int, max_steps: int | None
+    prepared: PreparedData,
+    data: DataConfig,
+    *,
+    context_length: int,
+    seed: int,
+    batch_rows: int,
+    max_steps: int | None,
+    first_row: Callable[[int], int] | None = None,
 ) -> TrainingRows:
     """The training rows that a config asks for.
 
     batch_rows: rows in an optimizer step. max_steps: the run's length, None if that is not known yet (stages that begin
-    at a fraction of it are left out then). RequestError: a text is too short, a stage cannot be, or the run would
+    at a fraction of it are left out then). first_row: where the rows of a step begin, if not all have `batch_rows`.
+    RequestError: a text is too short, a stage cannot be, or the run would
     repeat a source more often than data.max_epochs allows.
     """
     kind = PackedRows if data.packing == "documents" else WindowRows
@@ -176,14 +184,15 @@ def make_rows(
     names = [source.name for source in prepared.sources]
     mixture = make_mixture(
         data, names, [source.weight for source in prepared.sources],
-        batch_rows=batch_rows, seed=seed, max_steps=max_steps,
+        batch_rows=batch_rows, seed=seed, max_steps=max_steps, first_row=first_row,
     )  # fmt: skip
     sources = [
         kind(source.train, context_length, _seed_of_source(seed, source.name), data) for source in prepared.sources
     ]
     rows = TrainingRows(sources, mixture)
     if data.max_epochs is not None and max_steps is not None:
-        _require_epochs(rows, data.max_epochs, max_steps * batch_rows)
+        total = max_steps * batch_rows if first_row is None else first_row(max_steps + 1)
+        _require_epochs(rows, data.max_epochs, total)
     return rows
 
 

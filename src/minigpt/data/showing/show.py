@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from minigpt.config import DataConfig
+from minigpt.config.pace import Pace
 from minigpt.data.dataset import TokenDataset
 from minigpt.data.prepared import PreparedSource
 from minigpt.data.preparing.prepare import prepare
@@ -38,6 +39,7 @@ def describe(
     context_length: int = 64,
     seed: int = 0,
     batch_rows: int = 1,
+    pace: Pace | None = None,
     steps: Steps | None = None,
     windows: int = 3,
     on_progress: Progress | None = None,
@@ -46,16 +48,17 @@ def describe(
 
     `sources`, `validation` and `splits` have counts of documents, tokens and bytes; `lengths` the histogram of the
     documents' lengths; `mixture` its stages; `packing` how documents become rows; `windows` the first rows.
-    batch_rows: rows of an optimizer step. steps: the run's length in steps, from the rows of an epoch (None if nobody
-    knows them). Raises as `prepare` and `make_rows` do.
+    batch_rows: rows of an optimizer step, the first one if `pace` says that they change. steps: the run's length in
+    steps, from the rows of an epoch (None if nobody knows them). Raises as `prepare` and `make_rows` do.
     """
     prepared = prepare(data, tokenizer, cache=cache, on_progress=on_progress)
-    order = {"context_length": context_length, "seed": seed, "batch_rows": batch_rows}
+    order: dict[str, Any] = {"context_length": context_length, "seed": seed, "batch_rows": batch_rows}
+    order["first_row"] = None if pace is None else pace.first_row
     masked: Rows | None = None
     if prepared.stream is not None:
         length = None if steps is None else steps(None)
         rows: Any = prepared.stream.rows(**order, max_steps=length)
-        sources = _streamed(data)
+        sources, total = _streamed(data), _total(length, batch_rows, pace)
     else:
         prepared.require_context(context_length)
         known = make_rows(prepared, data, **order, max_steps=None)
@@ -63,8 +66,9 @@ def describe(
         rows = make_rows(prepared, data, **order, max_steps=length)
         with_mask = data.model_copy(update={"document_mask": True})
         masked = rows if data.document_mask else make_rows(prepared, with_mask, **order, max_steps=length)
+        total = _total(length, batch_rows, pace)
         sources = [
-            _source(source, where, rows, number, None if length is None else length * batch_rows, tokenizer)
+            _source(source, where, rows, number, total, tokenizer)
             for number, (source, where) in enumerate(zip(prepared.sources, _places(data), strict=True))
         ]
     try:
@@ -78,13 +82,14 @@ def describe(
         "context_length": context_length,
         "batch_rows": batch_rows,
         "steps": length,
+        "rows": total,
         "streaming": prepared.stream is not None,
         "tokenizer": {"vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint},
         "sources": sources,
         "validation": validation,
         "splits": {"train": _sum([source["train"] for source in sources]), "val": _sum(validation)},
         "lengths": _lengths(prepared.sources, context_length),
-        "mixture": _mixture(rows.mixture, batch_rows),
+        "mixture": _mixture(rows.mixture, batch_rows, pace),
         "packing": _packing(data, rows),
         "windows": shown,
     }
@@ -159,13 +164,18 @@ def _lengths(sources: Sequence[PreparedSource], context_length: int) -> dict[str
     return histogram(found, context_length) if found else None
 
 
-def _mixture(mixture: Mixture | None, batch_rows: int) -> list[dict[str, Any]]:
+def _total(steps: int | None, batch_rows: int, pace: Pace | None) -> int | None:
+    """Rows of so many steps."""
+    return None if steps is None else steps * batch_rows if pace is None else pace.first_row(steps + 1)
+
+
+def _mixture(mixture: Mixture | None, batch_rows: int, pace: Pace | None) -> list[dict[str, Any]]:
     """The stages: `counts[i]` of every `block_rows` rows are from `names[i]`, from an optimizer step (1, ...) on."""
     if mixture is None:
         return []
     return [
         {
-            "from_step": stage.first_row // batch_rows + 1,
+            "from_step": 1 + (stage.first_row // batch_rows if pace is None else pace.steps_of(stage.first_row)),
             "first_row": stage.first_row,
             "block_rows": stage.block_rows,
             "names": list(mixture.names),

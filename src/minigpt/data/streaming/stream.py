@@ -85,13 +85,22 @@ class TrainingStream:
             finally:
                 source.close()
 
-    def rows(self, *, context_length: int, seed: int, batch_rows: int, max_steps: int | None) -> "StreamRows":
-        """The training rows, from the first one on. RequestError: a stage cannot be."""
+    def rows(
+        self,
+        *,
+        context_length: int,
+        seed: int,
+        batch_rows: int,
+        max_steps: int | None,
+        first_row: Callable[[int], int] | None = None,
+    ) -> "StreamRows":
+        """The training rows, from the first one on; arguments as for `make_rows`. RequestError: a stage cannot be."""
         mixture = None
         if self._data.is_mixture:
             mixture = make_mixture(
-                self._data, self.names, self._weights, batch_rows=batch_rows, seed=seed, max_steps=max_steps
-            )
+                self._data, self.names, self._weights,
+                batch_rows=batch_rows, seed=seed, max_steps=max_steps, first_row=first_row,
+            )  # fmt: skip
         make = partial(SourceRows, data=self._data, context_length=context_length, seed=seed)
         return StreamRows(self, make, mixture)
 

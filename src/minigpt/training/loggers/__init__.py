@@ -7,7 +7,7 @@ options alone: `Class(config)`.
 from minigpt.training.loggers.background import BackgroundLogger
 from minigpt.training.loggers.base import Histogram, Logger, Metrics, RunInfo
 from minigpt.training.loggers.jsonl import JsonlLogger
-from minigpt.training.loggers.logbook import LogBook
+from minigpt.training.loggers.logbook import LogBook, SilentLogBook
 from minigpt.training.loggers.make import make_loggers
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "Logger",
     "Metrics",
     "RunInfo",
+    "SilentLogBook",
     "make_loggers",
 ]

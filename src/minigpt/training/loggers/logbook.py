@@ -93,3 +93,16 @@ class LogBook:
             return str(json.loads(path.read_text("utf-8"))["id"])
         except (ValueError, KeyError, TypeError) as error:
             raise RequestError(f"{path} is damaged: delete it, and the loggers begin a new run") from error
+
+
+class SilentLogBook(LogBook):
+    """Of a process that is not the one that logs."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir, self.files, self.console, self.loggers, self._listeners = run_dir, {}, Logger(), [], []
+
+    def log(self, line: Metrics) -> None:
+        """Nothing."""
+
+    def sample(self, step: int, text: str) -> None:
+        """Nothing."""

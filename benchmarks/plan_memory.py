@@ -1,0 +1,87 @@
+"""What `minigpt plan` says a run takes beside what the run then took, for five different configs on the CPU.
+
+    python benchmarks/plan_memory.py [--only NAME] [--json]
+
+Each run is a process of its own: some steps of a small text, in one thread, with a checkpoint in the middle, and
+`memory/peak_mb` of its metrics.jsonl at the end. The plan is made by the command, before.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+COMMON = [
+    "data.train={demo: stories, documents: 2000}",
+    "tokenizer.kind=bpe",
+    "tokenizer.vocab_size=1024",
+    "training.max_steps=6",
+    "schedule.warmup_steps=0",
+    "evaluation.every_steps=null",
+    "evaluation.max_tokens=2048",
+    "checkpoint.every_steps=2",
+    "run.threads=1",
+    "run.device=cpu",
+    "loggers.every_steps=1",
+    "loggers.console=quiet",
+]
+CONFIGS = {
+    "0.8M, fp32, 64 x 256": ["shakespeare-char", "model.context_length=256", "training.batch_tokens=16384",
+                             "training.micro_batch=64", "model.vocab_size=1024"],
+    "demo, bf16, 2 x 16 rows": ["demo", "training.batch_tokens=8192", "training.micro_batch=16",
+                                "model.vocab_size=8192"],
+    "30M, bf16, Muon, documents apart": ["qwen3-style", "model.n_layer=8", "model.n_embd=512", "model.n_head=8",
+                                   "model.n_kv_head=4", "model.context_length=512", "training.batch_tokens=8192",
+                                   "training.micro_batch=4", "training.precision=bf16", "training.compile=false",
+                                   "optimizer.name=muon", "data.document_mask=true", "model.vocab_size=8192"],
+    "experts, fp32, checkpointing": ["mixtral-style", "model.n_layer=4", "model.n_embd=256", "model.n_head=4",
+                                     "model.n_kv_head=2", "model.context_length=256", "training.batch_tokens=8192",
+                                     "training.micro_batch=8", "training.precision=fp32", "training.compile=false",
+                                     "training.activation_checkpointing=full", "model.vocab_size=4096"],
+    "124M, bf16, 2 x 512": ["gpt2-124m", "model.context_length=512", "training.batch_tokens=2048",
+                            "training.micro_batch=2", "training.compile=false", "model.vocab_size=50257"],
+}  # fmt: skip
+
+
+def minigpt(*words):
+    command = [sys.executable, "-m", "minigpt", *words]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        sys.exit(f"{' '.join(words)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def compare(words):
+    """(planned, measured) in MB."""
+    made = json.loads(minigpt("plan", *words, *COMMON, "--json"))
+    with tempfile.TemporaryDirectory() as folder:
+        minigpt("train", *words, *COMMON, "--run-dir", f"{folder}/run")
+        lines = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
+    measured = max(line["memory/peak_mb"] for line in lines if "memory/peak_mb" in line)
+    return made["estimates"][0]["memory_bytes"] / 1e6, measured
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=list(CONFIGS))
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    found = []
+    for name, words in CONFIGS.items():
+        if args.only in (None, name):
+            planned, measured = compare(words)
+            found.append({"config": name, "planned_mb": round(planned), "measured_mb": round(measured)})
+            if not args.json:
+                print(
+                    f"{name:36} planned {planned:6.0f} MB, measured {measured:6.0f} MB: {planned / measured - 1:+.1%}"
+                )
+    if args.json:
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

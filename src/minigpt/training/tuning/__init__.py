@@ -1,0 +1,1 @@
+"""Settings found by trying them: the micro-batch that fits, and the learning rate that works."""
