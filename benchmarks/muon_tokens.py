@@ -46,10 +46,8 @@ CHANGES = {
     "own small head": {"model.tie_embeddings": False, "model.init_head_std": 0.001},
     "zero residual": {"model.init_residual": "zero"},
     "smear": {"model.speed.smear": True},
-    "relu2": {"model.mlp": "relu2"},
-    "softcap 15": {"model.logit_softcap": 15.0},
-    "momentum 0.9": {"optimizer.muon.momentum": 0.9},
     "theta 1000": {"model.rope_theta": 1000.0},
+    "head lr / 4": {"optimizer.groups": [{"match": "head.weight", "lr_scale": 0.25}]},
 }
 
 

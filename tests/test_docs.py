@@ -239,7 +239,7 @@ def torchrun_help() -> str:
 def test_every_option_variable_and_preset_is_there(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     commands = ["train", "generate", "eval", "perplexity", "report", "demo", "tokenizer train", "tokenizer encode",
                 "tokenizer decode", "tokenizer info", "data prepare", "data show", "import", "export",
-                "merge"]  # fmt: skip
+                "merge", "plan", "tune batch-size", "tune lr"]  # fmt: skip
     for command in commands:
         assert main([*command.split(), "--help"]) == 0
     help_text = capsys.readouterr().out

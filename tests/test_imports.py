@@ -125,7 +125,7 @@ from minigpt.cli import main
 
 dir(minigpt), minigpt.Config, minigpt.load_config, minigpt.load_tokenizer
 for command in ("", "demo", "train", "generate", "eval", "perplexity", "tokenizer train", "data show", "report",
-                "import", "export", "merge"):
+                "import", "export", "merge", "plan", "tune batch-size", "tune lr"):
     assert main([*command.split(), "--help"]) == 0, command
 for wrong in (["trian"], ["train"], ["train", "nothing.yaml"], ["train", "shakespeare-char", "model.n_layers=3"],
               ["train", "shakespeare-char", "--no-such-option"], ["generate"]):

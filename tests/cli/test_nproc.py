@@ -1,5 +1,6 @@
 """`minigpt train --nproc N`: what is started, and what is refused before anything is. The starting is faked."""
 
+import logging
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -50,6 +51,7 @@ def test_what_is_started_is_a_request_that_makes_sense(
     [
         (["--nproc=3", "distributed.mesh.fsdp=2"], "needs a multiple of 2 processes, and this run has 3"),
         (["--nproc=1", "distributed.mesh.fsdp=2"], "needs 2 processes, and this run is one process"),
+        (["--nproc=100000"], "is more processes than one machine of"),
         (["--nproc=2", "run.device=cuda:0"], "run.device=cuda:0 is one device"),
         (["--nproc=2", "distributed.mesh.tp=2", "model.n_head=3", "model.n_embd=96"], "model.n_head=3"),
     ],
@@ -70,3 +72,33 @@ def test_not_within_torchrun(run: Callable, started: list, monkeypatch: pytest.M
 def test_a_number_that_is_none(run: Callable, started: list) -> None:
     assert run(*LINE, "--nproc=0").status == 2
     assert started == []
+
+
+def test_of_several_processes_one_makes_the_dry_run(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    found = run(*LINE, "--dry-run", "--json")
+    assert (found.status, found.out, found.err) == (0, "", "")
+
+
+@pytest.mark.parametrize(("exit_code", "status"), [(2, 2), (-9, 1)])
+def test_torchrun_is_silent_and_a_killed_process_is_named(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], exit_code: int, status: int
+) -> None:
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, error_handler
+
+    from minigpt.parallel.nproc import run_processes
+
+    def failing(arguments: Sequence[str]) -> None:
+        error_handler.logger.error("no error file defined for parent")
+        raise ChildFailedError("minigpt", {1: ProcessFailure(1, 4242, exit_code, "no such file")})
+
+    elastic = logging.getLogger("torch.distributed.elastic")
+    monkeypatch.setattr(elastic, "propagate", True)
+    monkeypatch.setattr(elastic, "handlers", [])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(torchrun, "main", failing)
+    assert run_processes(2, ["train"]) == status
+    said = "minigpt: process 1 was ended by SIGKILL, and with it the run\n" if status == 1 else ""
+    assert capfd.readouterr().err == said

@@ -66,11 +66,12 @@ def test_the_first_numbers_count_updates_made() -> None:
     [
         ({"schedule.accumulation": [[0, 2]], "training.micro_batch": "auto"}, "set it to the rows of one"),
         ({"schedule.accumulation": [[0, 2]], "training.batch_tokens": 64}, "schedule.accumulation gives the batch"),
-        ({"schedule.accumulation": [[1, 2]]}, "must be pairs"),
+        ({"schedule.accumulation": [[1, 2]]}, "must begin at 0"),
+        ({"schedule.accumulation": [[0, 2, 3]]}, "must be pairs"),
         ({"schedule.accumulation": [[0, 2], [5, 3], [5, 4]]}, "in the order of the run"),
         ({"schedule.context_length": [[0, 3], [5, 16]]}, "use a divisor of it"),
         ({"schedule.context_length": [[0, 4], [5, 8]]}, "must grow to model.context_length=16"),
-        ({"schedule.window": [[0, 4]]}, "model.attention_window=null"),
+        ({"schedule.window": [[0, 4]]}, "no layer has a short window"),
         ({"schedule.window": [[0, 4]], "model.attention_window": 8}, "must grow to model.attention_window=8"),
         ({"schedule.window": [[0, 9], [3, 8]], "model.attention_window": 8}, "go no higher"),
         ({"schedule.unit": "tokens"}, "nothing changes over the run"),
@@ -96,4 +97,15 @@ def test_what_cannot_be_is_refused_in_one_sentence(change: dict[str, Any], said:
         del tree["training"]["batch_tokens"]
     with pytest.raises(RequestError) as error:
         load_config(tree)
-    assert said in str(error.value) and "\n" not in str(error.value)
+    message = str(error.value)
+    assert said in message and "\n" not in message and not message.startswith(":")
+
+
+def test_a_window_may_grow_until_it_takes_in_the_whole_context() -> None:
+    tree = {
+        "model": {"context_length": LENGTH, "attention_window": LENGTH, "window_pattern": "SL"},
+        "schedule": {"window": [[0, 4], [3, LENGTH]]},
+        "training": {"max_steps": 5, "batch_tokens": 64, "micro_batch": 1},
+    }
+    loaded, notes = load_config(tree)
+    assert not notes and Pace(loaded).window(4) == loaded.model.attention_window == LENGTH

@@ -64,7 +64,7 @@ def test_a_process_that_falls_silent_is_named(store: dist.Store):
         alive.stop()
     assert isinstance(found, ProcessesError)
     assert str(found).startswith(
-        "processes 1 and 2 are gone (killed, out of memory, or the machine is), last seen in step 7 at"
+        "processes 1 and 2 are gone (killed, stopped, out of memory, or the machine is), last seen in step 7 at"
     )
 
 

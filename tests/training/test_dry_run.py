@@ -31,6 +31,12 @@ def test_a_mixture_of_experts(kit):
         assert values[key] == getattr(plan, key)
 
 
+def test_steps_that_grow_are_counted_as_they_are(kit):
+    settings = kit.config(training={"max_steps": 5, "micro_batch": 2}, schedule={"accumulation": [[0, 1], [3, 2]]})
+    plan = dry_run(settings)
+    assert plan.tokens == (3 * 1 + 2 * 2) * 2 * settings.model.context_length
+
+
 def test_a_dense_model_has_no_active_ones_to_mention(kit):
     plan = dry_run(kit.config())
     assert plan.active_parameters == plan.parameters == count_parameters(plan.config.model)

@@ -65,3 +65,15 @@ def test_a_pattern_without_a_parameter_ends_in_one_sentence(tmp_path, kit):
     settings = kit.config(optimizer={"groups": [{"match": "heads.*", "lr_scale": 2.0}]})
     with pytest.raises(RequestError, match=r"no parameter that is trained matches 'heads\.\*'"):
         kit.train(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_begins_with_the_state_of_another_optimizer_leaves_nothing_behind(tmp_path, kit):
+    result = kit.train(kit.config(training__max_steps=2), tmp_path / "origin")
+    for optimizer, said in (({"name": "muon"}, "has blocks.0"), ({"groups": [{"match": "x"}]}, "matches 'x'")):
+        settings = kit.config(optimizer=optimizer, training__max_steps=4)
+        with pytest.raises(RequestError, match=said):
+            kit.train(settings, tmp_path / "run", resume=str(result.run_dir))
+        assert not (tmp_path / "run").exists()
+    settings = kit.config(optimizer={"lr": 1e-2, "ema_decay": 0.9}, training__max_steps=4)
+    assert kit.train(settings, tmp_path / "run", resume=str(result.run_dir)).exit_status == 0

@@ -147,7 +147,12 @@ def test_no_process_is_left_when_it_is_stopped(kit, tmp_path, number):
     file = tmp_path / "config.yaml"
     file.write_text(config_yaml(kit.config(training__micro_batch="auto")))
     command = [sys.executable, "-m", "minigpt", "tune", "batch-size", str(file), "--memory", "8GB"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        env=os.environ | {"TMPDIR": str(scratch)},
+    )  # fmt: skip
     deadline = time.monotonic() + 120
     while not processes_of("minigpt.training.tuning.probe"):
         assert time.monotonic() < deadline and process.poll() is None
@@ -158,7 +163,7 @@ def test_no_process_is_left_when_it_is_stopped(kit, tmp_path, number):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     if number != signal.SIGKILL:
-        assert not list(Path(os.environ.get("TMPDIR", "/tmp")).glob(f"minigpt-tune-{process.pid}-*"))
+        assert not list(scratch.glob("minigpt-tune-*"))
 
 
 @pytest.mark.slow

@@ -181,4 +181,5 @@ def _sigterm() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:  # one of several processes, which is ending already
+            signal.signal(signal.SIGTERM, before)

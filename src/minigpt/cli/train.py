@@ -71,6 +71,8 @@ def train(
     from minigpt.reporting import report_at_end
 
     if dry_run:
+        if os.environ.get("RANK", "0") != "0":
+            return
         plan = training.dry_run(settings)
         if json:
             print_json(plan.as_dict())
@@ -92,6 +94,12 @@ def _refuse_processes(settings: Config, nproc: int) -> None:
     """Raises RequestError if these processes are not to be started, before any of them is."""
     if "RANK" in os.environ:
         raise RequestError("--nproc starts the processes itself, and torchrun has started this one: leave one out")
+    most = max(64, 4 * (os.cpu_count() or 1))
+    if nproc > most:
+        raise RequestError(
+            f"--nproc {nproc} is more processes than one machine of {os.cpu_count()} cores can run: {most} at most, "
+            "and best one for each GPU"
+        )
     sizes = settle_mesh(settings, nproc)
     if settings.model.init_from is None:  # otherwise the processes look at that model first
         refuse_mesh(settings, sizes)

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from minigpt.config.depth import DEEPEST, SHALLOWEST, depth_of, depth_preset
 from minigpt.config.errors import RequestError
 from minigpt.config.extension import anchored, is_extension_kind
+from minigpt.config.optimizer import GroupConfig
 from minigpt.config.tree import Config, fields, ineffective
 from minigpt.config.yaml import dump_yaml, parse_json, parse_yaml, show
 
@@ -232,7 +233,7 @@ def _sentence(error: ValidationError) -> str:
     problems = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     first = problems[0]
     # Members of a union appear in the location as type names: only real keys and list positions are shown.
-    names = {part for key in fields() for part in key.split(".")} | set(_source_fields())
+    names = {part for key in fields() for part in key.split(".")} | {*_source_fields(), *GroupConfig.model_fields}
     last = len(first["loc"]) - 1
     loc = [
         part
@@ -246,13 +247,19 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] == "unknown_option":
         return _unknown(f"{key}.{first['ctx']['name']}", first["ctx"]["value"])
     message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error" and "=" in message.split(" ")[0] and key.count(".") <= 1 and "data." not in key:
+    said = "=" in message.split(" ")[0] and key.count(".") <= 1 and "data." not in key
+    if first["type"] == "value_error" and (said or not key):
         return message
     if first["type"] == "value_error":
         return f"{key}: {message}"
+    if first["type"] == "missing":
+        return f"{key} is missing in {show(value)}"
     union = [e for e in problems if [part for part in e["loc"] if part in loc][: len(loc)] == loc]
-    expected = " or ".join(dict.fromkeys(re.sub(r"^(Input|String|List) should (be )?", "", e["msg"]) for e in union))
-    help_text = fields()[key][2] if key in fields() else ""
+    expected = " or ".join(
+        dict.fromkeys(re.sub(r"^(Input|String|List) should (be |have )?", "", e["msg"]) for e in union)
+    )
+    described = next((name for name in fields() if f"{key}.".startswith(f"{name}.")), None)  # the list that it is in
+    help_text = fields()[described][2] if described else ""
     return f"{key}={show(value)} is not possible: expected {expected}" + (
         f" ({help_text.rstrip('.')})" if help_text else ""
     )
@@ -271,6 +278,8 @@ def _unknown(key: str, value: Any) -> str:
         return f"{key}={show(value)} sets a whole section: name one of its keys, such as {example}"
     if key.startswith(("data.train.", "data.val.")):
         known = [f"{key.rpartition('.')[0]}.{name}" for name in _source_fields()]
+    if key.startswith("optimizer.groups."):
+        known = [f"{key.rpartition('.')[0]}.{name}" for name in GroupConfig.model_fields]
     leaf = key.rpartition(".")[2]
     elsewhere = [name for name in known if name.rpartition(".")[2] == leaf]  # the right name in the wrong section
     close = difflib.get_close_matches(key, elsewhere or known, 1, 0 if elsewhere else 0.75)

@@ -70,7 +70,8 @@ class OptimizerConfig(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        for where, betas in [("optimizer.betas", self.betas), *(("optimizer.groups", g.betas) for g in self.groups)]:
+        groups = [(f"optimizer.groups.{i}.betas", group.betas) for i, group in enumerate(self.groups)]
+        for where, betas in [("optimizer.betas", self.betas), *groups]:
             if betas is not None and not all(0 <= beta < 1 for beta in betas):
                 raise ValueError(f"{where}={betas} must lie in [0, 1)")
         if self.name != "muon" and any(group.optimizer == "muon" for group in self.groups):
@@ -108,9 +109,10 @@ class ScheduleConfig(Section):
             steps: Steps | None = getattr(self, key)
             if steps is None:
                 continue
-            pairs = bool(steps) and all(len(pair) == 2 for pair in steps)
-            if not pairs or steps[0][0] != 0 or any(pair[1] < 1 for pair in steps):
+            if not steps or any(len(pair) != 2 for pair in steps):
                 raise ValueError(f"schedule.{key}={steps} must be pairs [from, value], as [[0, 8], [8750, 16]]")
+            if steps[0][0] != 0 or any(value < 1 for _, value in steps):
+                raise ValueError(f"schedule.{key}={steps} must begin at 0, with values of at least 1")
             if any(later[0] <= earlier[0] for earlier, later in pairwise(steps)):
                 raise ValueError(f"schedule.{key}={steps} must be in the order of the run")
         return self

@@ -161,6 +161,9 @@ def ineffective(config: Config) -> dict[str, str]:
     _optimizer_rules(config, rule)
     if model.init_from is None:
         _model_rules(model, rule)
+        if schedule.window is not None and "schedule.window" not in off:
+            off.pop("model.attention_window", None)  # it may grow until it takes in the whole context
+            off.pop("model.window_pattern", None)
         _tokenizer_rules(tokenizer, rule)
     else:
         rule(True, "model.init_from gives the initial weights",
@@ -204,8 +207,9 @@ def _optimizer_rules(config: Config, rule: Callable[..., None]) -> None:
     rule(all(steps is None for steps in changing), "nothing changes over the run by schedule.accumulation, "
          "schedule.context_length or schedule.window", "schedule.unit")  # fmt: skip
     rule(schedule.accumulation is not None, "schedule.accumulation gives the batch", "training.batch_tokens")
-    rule(config.model.attention_window is None and config.model.init_from is None,
-         "model.attention_window=null lets every layer see everything", "schedule.window")  # fmt: skip
+    model = config.model
+    rule(model.init_from is None and not any(model.window(layer) is not None for layer in range(model.n_layer)),
+         "no layer has a short window (model.attention_window, model.window_pattern)", "schedule.window")  # fmt: skip
     rule(config.training.precision != "fp32", f"training.precision={config.training.precision} is narrower than TF32",
          "training.tf32")  # fmt: skip
     rule(mesh.fsdp == 1, "distributed.mesh.fsdp=1 cuts no weights", "distributed.reshard", "distributed.gather")

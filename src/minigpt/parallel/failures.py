@@ -73,10 +73,10 @@ def watched(world: "World", timeout_seconds: float) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if world.ends_together:
-            raise
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, to those that are left: they are ending already
+        if world.ends_together:
+            raise
         known = watch.explain(error)
         if known is error:
             raise
@@ -167,7 +167,7 @@ class Watch:
 
     def _end_without_torchrun(self) -> None:
         """Whoever was to look after this process has been killed: save and end, as after SIGTERM."""
-        said = "torchrun, which started this process, is gone, and so the run ends"
+        said = "what started this process (torchrun, or minigpt --nproc) is gone, and so the run ends"
         with suppress(OSError):
             report(said)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -281,7 +281,8 @@ def _said(error: Exception) -> str:
 
 def _gone(ranks: Sequence[int], seen: Mapping[int, dict[str, Any]]) -> str:
     places = " and ".join(sorted({_place(seen[rank]) for rank in ranks}))
-    return f"{_ranks(ranks)} {_is_or_are(ranks)} gone (killed, out of memory, or the machine is), last seen {places}"
+    why = "killed, stopped, out of memory, or the machine is"
+    return f"{_ranks(ranks)} {_is_or_are(ranks)} gone ({why}), last seen {places}"
 
 
 def _lost(error: Exception) -> dict[str, Any]:

@@ -5,6 +5,7 @@ status of the process that failed first, where torchrun's own is always 1.
 import logging
 import os
 import signal
+import sys
 from collections.abc import Sequence
 
 ENDING = ("--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1", "--shutdown-timeout=120")
@@ -22,12 +23,22 @@ def run_processes(n: int, arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # otherwise torchrun says at length that it does so
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes say what went wrong
+    _silence(logging.getLogger("torch.distributed.elastic"))  # the processes say what went wrong
     try:
         torchrun.main(["--standalone", f"--nproc-per-node={n}", *ENDING, "-m", "minigpt", *arguments])
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
-        return failure.exitcode if failure.exitcode > 0 else 1
+        if failure.exitcode > 0:
+            return failure.exitcode
+        killed = signal.Signals(-failure.exitcode).name  # it could not say so itself
+        print(f"minigpt: process {failure.local_rank} was ended by {killed}, and with it the run", file=sys.stderr)
+        return 1
     except SignalException as stopped:
         return 128 + (signal.SIGINT if stopped.sigval == signal.SIGINT else signal.SIGTERM)
     return 0
+
+
+def _silence(logger: logging.Logger) -> None:
+    """Not by its level: PyTorch gives the loggers under it levels of their own."""
+    logger.propagate = False
+    logger.addHandler(logging.NullHandler())  # without any, Python would print warnings all the same

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from minigpt.config import Config, config_yaml, resolved
+from minigpt.config.pace import Pace
 from minigpt.model.count import (
     backward_flops_per_token,
     count_parameters,
@@ -93,8 +94,8 @@ def dry_run(config: Config) -> DryRun:
     parameters = count_parameters(config.model)
     rows = config.training.micro_batch
     assert isinstance(rows, int)
-    tokens = config.training.batch_tokens * parts.max_steps
-    seconds = _micro_batch_seconds(parts, rows) * (config.batch_rows / rows) * parts.max_steps
+    total = Pace(config).first_row(parts.max_steps + 1)  # rows of all steps
+    seconds = _micro_batch_seconds(parts, rows) * total / rows
     return DryRun(
         config=config,
         parameters=parameters,
@@ -107,7 +108,7 @@ def dry_run(config: Config) -> DryRun:
         ),
         memory_bytes=memory_on(config, parts.device.type).total,
         steps=parts.max_steps,
-        tokens=tokens,
+        tokens=total * config.model.context_length,
         seconds=seconds,
         batch_text=_first_rows(parts),
     )

@@ -42,6 +42,8 @@ def settle_network(config: Config, saved: Config | None = None) -> Config:
         if saved is None:
             _require_same(config.model, other)
         config.require_whole_batches()
+        if config.schedule.window is not None and config.model.attention_window is None:
+            raise ValueError(f"schedule.window can have no effect, since {model.init_from} has no window: leave it out")
     except (ValidationError, ValueError) as error:
         said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise RequestError(said.removeprefix("Value error, ")) from error

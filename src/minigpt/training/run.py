@@ -44,6 +44,7 @@ from minigpt.training.network import OF_THE_RUN
 from minigpt.training.resume import agreed, newest_on_path, read_config, refuse_changes, write_config
 from minigpt.training.setup import Parts, Progress, assemble
 from minigpt.training.signals import StopRequested, StopSignals
+from minigpt.training.state import refuse_other_optimizer
 from minigpt.training.streams import refuse_gone_by
 from minigpt.training.trainer import Trainer
 
@@ -125,7 +126,8 @@ def _train_in(
             return Result(run_dir, signals.exit_status, f"stopped: {saved}", world.is_main)
         finally:
             console.close()
-            if fresh_folder and not _used(run_dir):  # a request that failed at once leaves nothing behind
+            # a request that failed before there was a run leaves nothing behind
+            if fresh_folder and not (run_dir / "config.yaml").exists():
                 with contextlib.suppress(OSError):
                     shutil.rmtree(run_dir)
 
@@ -170,10 +172,13 @@ def _train_locked(
             return Result(run_dir, 0, message, world.is_main)
     objective = everywhere(world, lambda: _objective(parts, origin, saved is None))
     network = parts.parallel(world)
-    on_main(world, lambda: _adopt(run_dir, origin, parts) if saved is None and origin is not None else None)
     trainer = everywhere(
         world, lambda: _make_trainer(parts, network, objective, run_dir, callbacks, loggers, console, signals)
     )
+    if saved is None and origin is not None:
+        everywhere(world, lambda: refuse_other_optimizer(trainer, origin))
+        on_main(world, lambda: _adopt(run_dir, origin, parts))
+        trainer.read_journal()
     on_main(world, lambda: _begin(run_dir, parts, begun, saved is None))
     checkpoint = newest_on_path(run_dir, trainer.journal, console.message, world)
     if checkpoint is not None:
@@ -351,10 +356,11 @@ def _headline(parts: Parts, run_dir: Path, world: World) -> str:
     if world.size > 1:
         mesh = ", ".join(f"{name}: {size}" for name, size in world.sizes.items() if size > 1)
         where = f"{world.size} processes {{{mesh}}}, each {where}"
-    batch_tokens = config.batch_rows * config.model.context_length
+    sizes = sorted({Pace(config).batch_rows(step) * config.model.context_length for step in (1, parts.max_steps)})
+    batch_tokens = " to ".join(f"{size:,}" for size in sizes)
     return (
         f"{run_dir}: {count_parameters(config.model) / 1e6:.2f}M parameters, vocabulary {config.model.vocab_size:,}, "
-        f"{tokens}{validation}; {parts.max_steps:,} steps of {batch_tokens:,} tokens "
+        f"{tokens}{validation}; {parts.max_steps:,} steps of {batch_tokens} tokens "
         f"({config.training.precision}, {where})"
     )
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from minigpt.config import WorkError
+from minigpt.config import RequestError, WorkError
 from minigpt.parallel.world import World
 from minigpt.storage import Checkpoint, prune, save_checkpoint, save_sharded_checkpoint
 from minigpt.storage.parts import Part
@@ -178,6 +178,19 @@ def load_state(trainer: "Trainer", checkpoint: Checkpoint) -> None:
     trainer.journal.rewind(trainer.step)
     trainer.settled = state["settled"]
     trainer.saved_step = trainer.step if trainer.settled else None
+
+
+def refuse_other_optimizer(trainer: "Trainer", origin: Checkpoint) -> None:
+    """RequestError unless the trainer's optimizer can go on with the state of the checkpoint that a run begins from."""
+    wanted = trainer.optimizer.parts()
+    there = {n for n in origin.optimizer_state if not n.startswith((RAW, CALLBACK_TENSORS, STREAM_TENSORS))}
+    lacking = [f"lacks {name}" for name in wanted if there and name not in there]
+    unknown = [] if is_spread(trainer.parallel.world) else [f"has {name}" for name in sorted(there - wanted.keys())]
+    if lacking or unknown:
+        raise RequestError(
+            f"--resume {origin.path} is of another optimizer (it {(unknown or lacking)[0]}): set the section optimizer "
+            "as it was there, or begin with the model's weights alone by model.init_from"
+        )
 
 
 def _read(checkpoint: Checkpoint, files: TensorFiles, name: str, part: Part) -> Tensor:

@@ -47,6 +47,7 @@ from minigpt.training.streams import close_stream, load_stream
 from minigpt.training.telemetry import Speedometer, peak_flops, peak_memory_mb
 from minigpt.training.together import check_signals, next_batch
 from minigpt.training.validation import validate, validation_sets
+from minigpt.training.whole import routing_metrics
 
 
 class _Restore(Exception):
@@ -84,18 +85,22 @@ class Trainer:
         self.pace = Pace(config)
         self.model.z_loss.weight = config.training.z_loss
         self.run_dir, self.max_steps, self.tokenizer = run_dir, max_steps, tokenizer
-        main = self.world.is_main
-        self.logbook = LogBook(run_dir, loggers, console) if main else SilentLogBook(run_dir)
         self.callbacks = list(callbacks)
         self.signals = signals or StopSignals()
         self.data_fingerprint = data_fingerprint
         self._initialise = initialise or (lambda parallel: None)
         self.micro_batch = cast(int, config.training.micro_batch)
-        self.journal = RowJournal(run_dir / "skipped.jsonl", writes=main)
+        self.read_journal()
         self.writer = BackgroundWriter(config.checkpoint.background)
         self.speed = Speedometer(self.model.flops_per_token(), self._peak_flops)
         self._fresh_callbacks = copy.deepcopy([callback.state_dict() for callback in self.callbacks])
         self._reset()
+        # last: what is refused before leaves no files
+        self.logbook = LogBook(run_dir, loggers, console) if self.world.is_main else SilentLogBook(run_dir)
+
+    def read_journal(self) -> None:
+        """The rows to leave out, as the run folder says."""
+        self.journal = RowJournal(self.run_dir / "skipped.jsonl", writes=self.world.is_main)
 
     def start_over(self) -> None:
         """Step 0: first weights, and nothing of what a run killed before its first checkpoint left in the files."""
@@ -188,7 +193,8 @@ class Trainer:
                 self.seen.add(batch)
                 if step % self.config.loggers.every_steps == 0 or step in (1, self.max_steps) or self.bad_streak:
                     machine = self.speed.report() | {"memory/peak_mb": round(peak_memory_mb(self.device), 1)}
-                    self.log(metrics | self.model.routers.metrics() | self.seen.metrics(batch) | machine)
+                    routing = routing_metrics(self.world, self.model.routers)
+                    self.log(metrics | routing | self.seen.metrics(batch) | machine)
                 self._after_step(step)
 
     def _make_batch(self, step: int) -> StepBatch:

@@ -7,8 +7,13 @@ import torch
 from torch import Tensor
 
 from minigpt.model import GPT
+from minigpt.model.routing import Routers
 from minigpt.parallel.exchange import whole_state, whole_tensors
 from minigpt.parallel.parallel import Parallel
+from minigpt.parallel.world import World
+
+WORST_LOAD = "train/moe_max_load"
+"""The metric that is not a mean over layers."""
 
 if TYPE_CHECKING:
     from minigpt.training.trainer import Trainer
@@ -43,3 +48,15 @@ def whole_of(parallel: Parallel, tensors: Mapping[str, Tensor]) -> Iterator[tupl
     somewhere = {name for names in world.collect(list(tensors)) for name in names}
     names = [name for name in parallel.shapes if name in somewhere]
     yield from whole_tensors(world, parallel.parts, {n: parallel.local(t) for n, t in tensors.items()}, names)
+
+
+def routing_metrics(world: World, routers: Routers) -> dict[str, float]:
+    """`Routers.metrics`, of the experts of all pipeline stages. Every process must call it."""
+    mine = routers.metrics()
+    if world.sizes["pp"] == 1:
+        return mine
+    found = [(layers, metrics) for layers, metrics in world.collect((len(routers.layers), mine)) if metrics]
+    total = sum(layers for layers, _ in found)
+    means = {name: sum(n * metrics[name] for n, metrics in found) / total for name in (found[0][1] if found else {})}
+    worst = {name: max(metrics[name] for _, metrics in found) for name in means if name == WORST_LOAD}
+    return means | worst

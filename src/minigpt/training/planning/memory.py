@@ -26,9 +26,9 @@ PROCESS_BYTES = 300_000_000
 """Resident set of a process that has imported what training needs, where the system does not tell (torch 2.13)."""
 CPU_WORK_BYTES = 78_000_000
 """What training adds to a process on a CPU besides tensors: threads, compiled kernels, text, logs. Measured."""
-GAPS = 0.2
+GAPS = 0.25
 """On a CPU, what the C library's allocator leaves between blocks, as a share of what is made and freed in a step."""
-OVERLAP = 2 / 3
+OVERLAP = 0.8
 """Share of a checkpoint's copy that is there at the peak of a step: it begins where activations were, and goes as it is
 written. This and GAPS are fitted to measured runs (benchmarks/plan_memory.py)."""
 CUDA_WORK_BYTES = 64 * 2**20

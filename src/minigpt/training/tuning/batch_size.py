@@ -82,10 +82,11 @@ class Tuned:
             return [
                 f"not even one row fits {memory(self.limit / 1e6)}: `minigpt plan` on this config says what to change"
             ]
+        counted = ", with schedule.accumulation changed to match" if self.config.schedule.accumulation else ""
         times = f" {rows // best.rows} times a step" if rows > best.rows else ""
         lines = [
             f"set training.micro_batch={best.rows}: the largest that fits{times}; "
-            f"a step stays {self.config.training.batch_tokens:,} tokens"
+            f"a step stays {rows * self.config.model.context_length:,} tokens{counted}"
         ]
         if (fastest.tokens_per_second or 0) > FASTER * (best.tokens_per_second or 0):
             gain = (fastest.tokens_per_second or 0) / (best.tokens_per_second or 1) - 1
@@ -99,7 +100,7 @@ class Tuned:
             "micro_batch": None if best is None else best.rows,
             "micro_batches": None if best is None else self.config.batch_rows // best.rows,
             "fastest": None if self.fastest is None else self.fastest.rows,
-            "batch_tokens": self.config.training.batch_tokens,
+            "batch_tokens": self.config.batch_rows * self.config.model.context_length,
             "limit_bytes": self.limit,
             "trials": [
                 {
