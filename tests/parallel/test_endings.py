@@ -17,6 +17,7 @@ import pytest
 from safetensors.torch import load_file
 
 import minigpt
+from minigpt.parallel import failures
 
 pytestmark = pytest.mark.slow
 
@@ -150,6 +151,7 @@ def test_a_checkpoint_of_another_network(pair: Callable[..., Any], folder: Path)
 def test_a_killed_process_ends_all(pair: Callable[..., Any], folder: Path):
     both = pair(LONG)
     wait_for_step(folder, 3)
+    time.sleep(2 * failures.EVERY)  # until it has said that it is in some step
     both[1].kill()
     began = time.monotonic()
     [(status, line), _] = ends(both)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import time
 from typing import Any
 
@@ -53,6 +54,24 @@ def test_an_error_that_nobody_foresaw_is_told_with_its_kind(store: dist.Store):
     first, second = watches(2, store)
     second.explain(IndexError("list index out of range\nand more"))
     assert str(first.explain(LOST)) == "process 1 says: IndexError: list index out of range"
+
+
+def test_an_error_in_a_file_of_the_users_is_told_with_its_name(store: dist.Store, monkeypatch: pytest.MonkeyPatch):
+    first, second = watches(2, store)
+    monkeypatch.setattr(failures, "blamed", lambda error: "patience.py:7")
+    second.explain(ValueError("boom"))
+    assert str(first.explain(LOST)) == "process 1 says: patience.py:7: ValueError: boom"
+
+
+def test_torchrun_does_not_end_who_is_ending_already(monkeypatch: pytest.MonkeyPatch, store: dist.Store):
+    monkeypatch.setattr(failures, "Watch", lambda world, seconds: Watch(world, seconds, store))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(RequestError), watched(World(size=2, ends_together=True), 300.0):
+            raise RequestError("data.train has no text")
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_process_that_falls_silent_is_named(store: dist.Store):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from minigpt.config import RequestError
 from minigpt.model import GPT
 from minigpt.model.count import count_parameters, flops_per_token
 from minigpt.training import dry_run
@@ -52,3 +53,13 @@ def test_every_expert_that_a_token_goes_to_takes_memory(kit, moe):
         return simulate(with_vocabulary(kit.config(model__vocab_size=16, **changes)), "cpu", 4)["activations"]
 
     assert activations(model__moe=moe) > 2 * activations()
+
+
+def test_of_several_processes(kit):
+    sizes = {"optimizer__name": "adamw", "training__micro_batch": 1}
+    alone = dry_run(kit.config(**sizes))
+    shared = dry_run(kit.config(**sizes, distributed__mesh__fsdp=2), 2)
+    assert shared.tokens == alone.tokens and shared.memory_bytes < alone.memory_bytes
+    assert "a process" in shared.lines[2] and "2 processes" in shared.lines[4]
+    with pytest.raises(RequestError, match="needs 2 processes"):
+        dry_run(kit.config(**sizes, distributed__mesh__fsdp=2))

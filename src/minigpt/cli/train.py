@@ -73,7 +73,7 @@ def train(
     if dry_run:
         if os.environ.get("RANK", "0") != "0":
             return
-        plan = training.dry_run(settings)
+        plan = training.dry_run(settings, nproc or int(os.environ.get("WORLD_SIZE", "1")))
         if json:
             print_json(plan.as_dict())
         else:

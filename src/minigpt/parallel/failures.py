@@ -21,6 +21,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from minigpt.config import RequestError, WorkError
+from minigpt.config.extension import blamed
 
 if TYPE_CHECKING:
     from minigpt.parallel.world import World
@@ -276,7 +277,8 @@ def _from_others(error: Exception) -> bool:
 def _said(error: Exception) -> str:
     if isinstance(error, RequestError | WorkError):
         return str(error)
-    return f"{type(error).__name__}: {_first_line(error)}"
+    where = blamed(error)  # the user's own file, if it is that
+    return f"{where + ': ' if where else ''}{type(error).__name__}: {_first_line(error)}"
 
 
 def _gone(ranks: Sequence[int], seen: Mapping[int, dict[str, Any]]) -> str:

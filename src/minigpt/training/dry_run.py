@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from minigpt.config import Config, config_yaml, resolved
+from minigpt.config.mesh import settle_mesh
 from minigpt.config.pace import Pace
 from minigpt.model.count import (
     backward_flops_per_token,
@@ -17,6 +18,7 @@ from minigpt.model.count import (
     kv_cache_bytes_per_token,
 )
 from minigpt.objectives import stack, valid_targets
+from minigpt.parallel.world import World
 from minigpt.training.console import amount, duration
 from minigpt.training.planning.rows import memory_on
 from minigpt.training.precision import autocast
@@ -41,11 +43,12 @@ class DryRun:
     kv_cache_bytes_per_token: int
     """By which a row's cache grows with a token in generation, in the numbers of `training.precision`."""
     memory_bytes: int
-    """Weights, gradients, optimizer state and activations: an estimate."""
+    """Weights, gradients, optimizer state and activations, of each process: an estimate."""
+    processes: int
     steps: int
     tokens: int
     seconds: float
-    """Training time, from a few measured micro-batches."""
+    """Training time, from a few measured micro-batches; several processes are each taken to be as fast as one alone."""
     batch_text: str
     """The first rows of the first batch, decoded."""
 
@@ -63,10 +66,11 @@ class DryRun:
             f"parameters {self.parameters:,} ({amount(self.parameters)}{active})",
             f"arithmetic {amount(self.flops_per_token)}FLOP a token (forward {forward}, backward {backward}), "
             f"{amount(self.flops_per_token * self.tokens)}FLOP in all",
-            f"memory     about {amount(self.memory_bytes)}B; generating, {amount(self.kv_cache_bytes_per_token)}B of "
-            "cache a token",
+            f"memory     about {amount(self.memory_bytes)}B{' a process' if self.processes > 1 else ''}; generating, "
+            f"{amount(self.kv_cache_bytes_per_token)}B of cache a token",
             f"length     {self.steps:,} steps, {self.tokens:,} tokens",
-            f"time       about {duration(self.seconds)}, without evaluations",
+            f"time       about {duration(self.seconds)}, without evaluations"
+            + (f", if each of {self.processes} processes is as fast as one alone" if self.processes > 1 else ""),
         ]
 
     def as_dict(self) -> dict[str, Any]:
@@ -80,6 +84,7 @@ class DryRun:
             "backward_flops_per_token": self.backward_flops_per_token,
             "kv_cache_bytes_per_token": self.kv_cache_bytes_per_token,
             "memory_bytes": self.memory_bytes,
+            "processes": self.processes,
             "steps": self.steps,
             "tokens": self.tokens,
             "seconds": self.seconds,
@@ -87,15 +92,16 @@ class DryRun:
         }
 
 
-def dry_run(config: Config) -> DryRun:
+def dry_run(config: Config, processes: int = 1) -> DryRun:
     """Settle the config, open the data, and measure one micro-batch. Writes no run folder (the cache is filled)."""
-    parts = assemble(config)
+    sizes = settle_mesh(config, processes)
+    parts = assemble(config, world=World(sizes=sizes))
     config = parts.config
     parameters = count_parameters(config.model)
     rows = config.training.micro_batch
     assert isinstance(rows, int)
     total = Pace(config).first_row(parts.max_steps + 1)  # rows of all steps
-    seconds = _micro_batch_seconds(parts, rows) * total / rows
+    seconds = _micro_batch_seconds(parts, rows) * total / rows / processes
     return DryRun(
         config=config,
         parameters=parameters,
@@ -106,7 +112,8 @@ def dry_run(config: Config) -> DryRun:
         kv_cache_bytes_per_token=kv_cache_bytes_per_token(
             config.model, 4 if config.training.precision == "fp32" else 2
         ),
-        memory_bytes=memory_on(config, parts.device.type).total,
+        memory_bytes=memory_on(config, parts.device.type, sizes).total,
+        processes=processes,
         steps=parts.max_steps,
         tokens=total * config.model.context_length,
         seconds=seconds,

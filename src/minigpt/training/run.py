@@ -124,10 +124,13 @@ def _train_in(
                 else "nothing to save yet"
             )
             return Result(run_dir, signals.exit_status, f"stopped: {saved}", world.is_main)
+        except RequestError:
+            if fresh_folder and not (run_dir / "config.yaml").exists():  # what there is of it is no run
+                shutil.rmtree(run_dir, ignore_errors=True)
+            raise
         finally:
             console.close()
-            # a request that failed before there was a run leaves nothing behind
-            if fresh_folder and not (run_dir / "config.yaml").exists():
+            if fresh_folder and not _used(run_dir):  # a request that failed at once leaves nothing behind
                 with contextlib.suppress(OSError):
                     shutil.rmtree(run_dir)
 
