@@ -5,9 +5,10 @@
 TEXT, VAL: files of English prose (docs/LOG.md: classic_books). One byte-level BPE of 4,096, rows of 128 tokens, 16 of
 them a step, bf16 arithmetic, one thread. The protocol, as docs/LOG.md states it:
 
-1. AdamW is tuned on seed 1 (learning rate by factors of 2 until the best is inside the grid, then beta2, then the
-   embeddings' rate) at the full budget, Muon (its rate, then that of the rest) at two thirds of it; then further
-   changes to Muon's recipe, one at a time at half the budget, each kept if it lowers the loss by 0.01 at least.
+1. AdamW is tuned on seed 1 (learning rate by factors of 2 until the best is inside the grid, then beta2, the
+   embeddings' rate, and that of the matrices again) at the full budget, Muon (its rate, then that of the rest) at two
+   thirds of it; then further changes to Muon's recipe, one at a time at half the budget, each kept if it lowers the
+   loss by 0.01 at least.
 2. Seeds 11, 12 and 13, which no choice has seen, train AdamW at the full budget and the recipes at fractions of it,
    each run with its own whole schedule. The tokens that a recipe needs to reach the loss of AdamW of the same seed
    (equal order of rows) are read off between two fractions, linearly in the logarithm of the tokens; where the first
@@ -137,6 +138,15 @@ def tuned_adamw(queue, size, lrs):
         if queue.loss(f"adamw embed x{scale:g}", size, other, steps) > queue.loss("", size, recipe, steps):
             break
         recipe = other
+    # the rate of all was found while the embeddings' was tied to it: is that of the matrices lower now?
+    while "optimizer.groups" in recipe:
+        lr, scale = recipe["optimizer.lr"] / 2, recipe["optimizer.groups"][0]["lr_scale"] * 2
+        groups = [{"match": "embed.weight", "lr_scale": scale}]
+        other = recipe | {"optimizer.lr": lr, "optimizer.groups": groups}
+        why = f"adamw {lr:g} embed x{scale:g}"
+        if queue.loss(why, size, other, steps) > queue.loss("", size, recipe, steps):
+            break
+        recipe = other
     return recipe
 
 
@@ -197,15 +207,21 @@ def main():
     best = with_changes(queue, "1M", muon)
     print(f"the recipe: {best}", flush=True)
     ratios(queue, "1M", adamw, best, "recipe", (1.75, 2.5))
-    both = {key: value for key, value in best.items() if key.startswith(("model.", "schedule."))}
-    queue.loss("adamw, recipe's network", "1M", adamw | both, STEPS["1M"], SEEDS[0])
-
     # the larger size: learning rates alone are looked at again
     lr = adamw["optimizer.lr"]
     large = queue.tuned("adamw", "4M", adamw, "optimizer.lr", [lr / 2, lr], STEPS["4M"])
-    rest = {"optimizer.lr": muon["optimizer.lr"], "optimizer.muon.lr": muon["optimizer.muon.lr"]}
-    ratios(queue, "4M", large, best | rest, "recipe", (1.75, 2.5))
-    ratios(queue, "4M", large, muon | rest, "muon", (1.25, 1.75))
+    lr = best["optimizer.lr"]
+    large_best = queue.tuned("recipe, rest", "4M", best, "optimizer.lr", [lr / 2, lr], round(STEPS["4M"] / 1.75))
+    ratios(queue, "4M", large, large_best, "recipe", (1.75, 2.5))
+
+    # how much of it is the network's: AdamW with that, all its tables and the head at the embeddings' rate
+    network = {key: value for key, value in best.items() if key.startswith("model.")}
+    scale = adamw.get("optimizer.groups", [{"lr_scale": 1.0}])[0]["lr_scale"]
+    tables = [{"match": match, "lr_scale": scale} for match in ("*embed.weight", "head.weight")]
+    for seed in SEEDS[:1]:
+        recipe = adamw | network | {"optimizer.groups": tables}
+        queue.loss("adamw, recipe's network", "1M", recipe, STEPS["1M"], seed)
+    ratios(queue, "4M", large, muon | {"optimizer.lr": large_best["optimizer.lr"]}, "muon", (1.25, 1.75))
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ class Trainer:
         self.calls.append(("train", config, options))
         return SimpleNamespace(run_dir=Path("runs/x"), exit_status=self.status, message=self.message, is_main=True)
 
-    def dry_run(self, config: Any) -> SimpleNamespace:
-        self.calls.append(("dry_run", config, {}))
+    def dry_run(self, config: Any, processes: int) -> SimpleNamespace:
+        self.calls.append(("dry_run", config, {"processes": processes}))
         return SimpleNamespace(
             config_yaml="model:\n  n_layer: 2\n",
             lines=["1,000 parameters", "1 GB"],
