@@ -128,34 +128,32 @@ class Queue:
 
 
 def tuned_adamw(queue, size, lrs):
-    """Learning rate, second beta, and then how many times faster the embeddings learn."""
+    """Its learning rate and betas, as Muon's search begins from them, and the recipe after all of its own searches."""
     steps = STEPS[size]
-    recipe = queue.tuned("adamw", size, ADAMW, "optimizer.lr", lrs, steps)
-    other = recipe | {"optimizer.betas": [0.9, 0.98]}
-    recipe = min(recipe, other, key=lambda one: queue.loss("adamw betas 0.9, 0.98", size, one, steps))
+    first = queue.tuned("adamw", size, ADAMW, "optimizer.lr", lrs, steps)
+    other = first | {"optimizer.betas": [0.9, 0.98]}
+    first = recipe = min(first, other, key=lambda one: queue.loss("adamw betas 0.9, 0.98", size, one, steps))
     for scale in (2.0, 4.0, 8.0):
-        other = recipe | {"optimizer.groups": [{"match": "embed.weight", "lr_scale": scale}]}
+        other = first | {"optimizer.groups": [{"match": "embed.weight", "lr_scale": scale}]}
         if queue.loss(f"adamw embed x{scale:g}", size, other, steps) > queue.loss("", size, recipe, steps):
             break
         recipe = other
     # the rate of all was found while the embeddings' was tied to it: is that of the matrices lower now?
     while "optimizer.groups" in recipe:
         lr, scale = recipe["optimizer.lr"] / 2, recipe["optimizer.groups"][0]["lr_scale"] * 2
-        groups = [{"match": "embed.weight", "lr_scale": scale}]
-        other = recipe | {"optimizer.lr": lr, "optimizer.groups": groups}
+        other = first | {"optimizer.lr": lr, "optimizer.groups": [{"match": "embed.weight", "lr_scale": scale}]}
         why = f"adamw {lr:g} embed x{scale:g}"
         if queue.loss(why, size, other, steps) > queue.loss("", size, recipe, steps):
             break
         recipe = other
-    return recipe
+    return first, recipe
 
 
-def tuned_muon(queue, size, adamw, lrs):
-    """Learning rate of the matrices with AdamW's own for the rest, then that of the rest."""
+def tuned_muon(queue, size, first, lrs):
+    """Learning rate of the matrices with AdamW's first one for the rest, then that of the rest."""
     steps = round(STEPS[size] / 1.5)
-    recipe = {key: adamw[key] for key in ADAMW} | {"optimizer.name": "muon"}
-    recipe = queue.tuned("muon", size, recipe, "optimizer.muon.lr", lrs, steps)
-    lr = recipe["optimizer.lr"]
+    recipe = queue.tuned("muon", size, first | {"optimizer.name": "muon"}, "optimizer.muon.lr", lrs, steps)
+    lr = first["optimizer.lr"]
     return queue.tuned("muon, rest", size, recipe, "optimizer.lr", [lr / 2, lr, lr * 2], steps)
 
 
@@ -201,12 +199,13 @@ def main():
     arguments = parser.parse_args()
     queue = Queue(arguments.out, arguments.text, arguments.val, arguments.minutes)
 
-    adamw = tuned_adamw(queue, "1M", [2e-3, 4e-3, 8e-3])
-    muon = tuned_muon(queue, "1M", adamw, [2e-3, 4e-3, 8e-3])
+    first, adamw = tuned_adamw(queue, "1M", [2e-3, 4e-3, 8e-3])
+    muon = tuned_muon(queue, "1M", first, [2e-3, 4e-3, 8e-3])
     ratios(queue, "1M", adamw, muon, "muon", (1.25, 1.75))
     best = with_changes(queue, "1M", muon)
     print(f"the recipe: {best}", flush=True)
     ratios(queue, "1M", adamw, best, "recipe", (1.75, 2.5))
+
     # the larger size: learning rates alone are looked at again
     lr = adamw["optimizer.lr"]
     large = queue.tuned("adamw", "4M", adamw, "optimizer.lr", [lr / 2, lr], STEPS["4M"])
@@ -218,9 +217,9 @@ def main():
     network = {key: value for key, value in best.items() if key.startswith("model.")}
     scale = adamw.get("optimizer.groups", [{"lr_scale": 1.0}])[0]["lr_scale"]
     tables = [{"match": match, "lr_scale": scale} for match in ("*embed.weight", "head.weight")]
-    for seed in SEEDS[:1]:
-        recipe = adamw | network | {"optimizer.groups": tables}
-        queue.loss("adamw, recipe's network", "1M", recipe, STEPS["1M"], seed)
+    recipe = adamw | network | {"optimizer.groups": tables}
+    queue.loss("adamw, recipe's network", "1M", recipe, STEPS["1M"], SEEDS[0])
+
     ratios(queue, "4M", large, muon | {"optimizer.lr": large_best["optimizer.lr"]}, "muon", (1.25, 1.75))
 
 
