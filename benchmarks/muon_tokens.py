@@ -1,6 +1,6 @@
 """Claim: with Muon a small GPT reaches tuned AdamW's final validation loss from fewer tokens.
 
-    python benchmarks/muon_tokens.py TEXT VAL --out FOLDER [--minutes 80]
+    python benchmarks/muon_tokens.py TEXT VAL --out FOLDER [--part 1M long 4M] [--minutes 80]
 
 TEXT, VAL: files of English prose (docs/LOG.md: classic_books). One byte-level BPE of 4,096, rows of 128 tokens, 16 of
 them a step, bf16 arithmetic, one thread. The protocol, as docs/LOG.md states it:
@@ -13,9 +13,11 @@ them a step, bf16 arithmetic, one thread. The protocol, as docs/LOG.md states it
    each run with its own whole schedule. The tokens that a recipe needs to reach the loss of AdamW of the same seed
    (equal order of rows) are read off between two fractions, linearly in the logarithm of the tokens; where the first
    two do not enclose it, others follow by factors of 1.25.
+3. The same with four times the steps, and with four times the parameters: learning rates are looked at again.
 
-Every trial is a line of FOLDER/trials.jsonl; what is there is not run again, so the script can be stopped at any time.
-It ends when all is done, or else, with exit status 3, after the trial in which --minutes have passed (0: one trial).
+Every trial is a line of FOLDER/trials.jsonl; what is there is not run again, so the script can be stopped at any time,
+and several may work on the same folder. It ends when all is done, or else, with exit status 3, after the trial in which
+--minutes have passed (0: one trial).
 """
 
 import argparse
@@ -33,9 +35,12 @@ from minigpt.config import RequestError, WorkError, load_config
 from minigpt.training import train
 
 ROWS, CONTEXT = 16, 128
-SIZES = {"1M": {"n_layer": 5, "n_head": 4, "n_embd": 128}, "4M": {"n_layer": 5, "n_head": 8, "n_embd": 256}}
-STEPS = {"1M": 384, "4M": 256}
+SMALL = {"n_layer": 5, "n_head": 4, "n_embd": 128}
+SIZES = {"1M": SMALL, "long": SMALL, "4M": {"n_layer": 5, "n_head": 8, "n_embd": 256}}
+STEPS = {"1M": 384, "long": 1536, "4M": 384}
 """The full budget: AdamW's steps."""
+COMPILED = ("long", "4M")
+"""These are run with torch.compile."""
 SEEDS = (11, 12, 13)
 KEPT = 0.01
 """A change stays if it lowers the loss by this."""
@@ -49,7 +54,20 @@ CHANGES = {
     "smear": {"model.speed.smear": True},
     "theta 1000": {"model.rope_theta": 1000.0},
     "head lr / 4": {"optimizer.groups": [{"match": "head.weight", "lr_scale": 0.25}]},
+    "head lr x2": {"optimizer.groups": [{"match": "head.weight", "lr_scale": 2.0}]},
+    "muon lr x2": {"optimizer.muon.lr": 8e-3},
+    "muon lr / 2": {"optimizer.muon.lr": 2e-3},
+    "rest lr / 2": {"optimizer.lr": 3.2e-2},
+    "residual scalars": {"model.speed.residual_scalars": True},
+    "embedding norm": {"model.embedding_norm": True},
+    "backout": {"model.speed.backout": True},
+    "relu2": {"model.mlp": "relu2"},
+    "softcap 15": {"model.logit_softcap": 15.0},
+    "momentum 0.9": {"optimizer.muon.momentum": 0.9},
+    "cautious": {"optimizer.muon.cautious": True},
+    "wsd 65 %": {"schedule.kind": "wsd", "schedule.decay_fraction": 0.65},
 }
+"""What is tried on top of Muon, in this order."""
 
 
 class Queue:
@@ -91,7 +109,13 @@ class Queue:
             "data": {"train": str(self.text), "val": str(self.val)},
             "optimizer": {"weight_decay": 0.1},
             "schedule": {"kind": "linear", "warmup_steps": max(1, steps // 20)},
-            "training": {"max_steps": steps, "batch_tokens": ROWS * CONTEXT, "micro_batch": ROWS, "precision": "bf16"},
+            "training": {
+                "max_steps": steps,
+                "batch_tokens": ROWS * CONTEXT,
+                "micro_batch": ROWS,
+                "precision": "bf16",
+                "compile": size in COMPILED,
+            },
             "evaluation": {"every_steps": None, "max_tokens": 131072},
             "checkpoint": {"every_steps": None, "every_minutes": None},
             "loggers": {"every_steps": 50, "console": "quiet"},
@@ -115,16 +139,20 @@ class Queue:
 
     def tuned(self, why, size, recipe, name, values, steps):
         """The recipe with the best of `values` (ascending, by factors of 2), which go on beyond the edges."""
+        return self.best(f"{why} {name}", size, lambda value: recipe | {name: value}, values, steps)
+
+    def best(self, why, size, recipe_of, values, steps):
+        """The best of recipe_of(value); `values` as for tuned."""
         values = list(values)
         while True:
-            losses = {v: self.loss(f"{why} {name} {v:g}", size, recipe | {name: v}, steps) for v in values}
+            losses = {v: self.loss(f"{why} {v:g}", size, recipe_of(v), steps) for v in values}
             best = min(losses, key=losses.get)
             if best == values[-1]:
                 values.append(best * 2)
             elif best == values[0]:
                 values.insert(0, best / 2)
             else:
-                return recipe | {name: best}
+                return recipe_of(best)
 
 
 def tuned_adamw(queue, size, lrs):
@@ -190,37 +218,66 @@ def ratios(queue, size, adamw, recipe, why, fractions):
     return found
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("text", type=Path)
-    parser.add_argument("val", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=80)
-    arguments = parser.parse_args()
-    queue = Queue(arguments.out, arguments.text, arguments.val, arguments.minutes)
+def with_rates(recipe, lr, embed, head=None):
+    """AdamW's recipe with these rates of the matrices, of the tables, and of an own head."""
+    rates = {"*embed.weight" if head else "embed.weight": embed / lr} | ({"head.weight": head / lr} if head else {})
+    groups = [{"match": match, "lr_scale": scale} for match, scale in rates.items()]
+    return recipe | {"optimizer.lr": lr, "optimizer.groups": groups}
 
+
+def at_1m(queue):
     first, adamw = tuned_adamw(queue, "1M", [2e-3, 4e-3, 8e-3])
     muon = tuned_muon(queue, "1M", first, [2e-3, 4e-3, 8e-3])
     ratios(queue, "1M", adamw, muon, "muon", (1.25, 1.75))
     best = with_changes(queue, "1M", muon)
     print(f"the recipe: {best}", flush=True)
     ratios(queue, "1M", adamw, best, "recipe", (1.75, 2.5))
+    control(queue, "1M", adamw, best)
+    return adamw, muon, best
 
-    # the larger size: learning rates alone are looked at again
-    lr = adamw["optimizer.lr"]
-    large = queue.tuned("adamw", "4M", adamw, "optimizer.lr", [lr / 2, lr], STEPS["4M"])
-    lr = best["optimizer.lr"]
-    large_best = queue.tuned("recipe, rest", "4M", best, "optimizer.lr", [lr / 2, lr], round(STEPS["4M"] / 1.75))
-    ratios(queue, "4M", large, large_best, "recipe", (1.75, 2.5))
 
-    # how much of it is the network's: AdamW with that, all its tables and the head at the embeddings' rate
+def control(queue, size, adamw, best):
+    """How much of it is the network's: AdamW with that, its tables at the embeddings' rate, its head's rate tuned."""
     network = {key: value for key, value in best.items() if key.startswith("model.")}
-    scale = adamw.get("optimizer.groups", [{"lr_scale": 1.0}])[0]["lr_scale"]
-    tables = [{"match": match, "lr_scale": scale} for match in ("*embed.weight", "head.weight")]
-    recipe = adamw | network | {"optimizer.groups": tables}
-    queue.loss("adamw, recipe's network", "1M", recipe, STEPS["1M"], SEEDS[0])
+    lr, steps = adamw["optimizer.lr"], STEPS[size]
+    embed = lr * adamw["optimizer.groups"][0]["lr_scale"]
+    start = [embed / 4, embed / 2, embed] if size == "1M" else [embed / 2, embed]
+    recipe = queue.best(
+        "adamw, recipe's network, head", size, lambda head: with_rates(adamw | network, lr, embed, head), start, steps
+    )
+    ratios(queue, size, adamw, recipe, "adamw, recipe's network", (1.0, 1.25))
 
-    ratios(queue, "4M", large, muon | {"optimizer.lr": large_best["optimizer.lr"]}, "muon", (1.25, 1.75))
+
+def elsewhere(queue, size, adamw, muon, best):
+    """The recipes of 1M at another size or budget: the learning rates of both are looked at again."""
+    lr, steps = adamw["optimizer.lr"], STEPS[size]
+    embed = lr * adamw["optimizer.groups"][0]["lr_scale"]
+    adamw = queue.best("adamw", size, lambda lr: with_rates(adamw, lr, embed), [lr / 2, lr], steps)
+    lr = adamw["optimizer.lr"]
+    adamw = queue.best("adamw embed", size, lambda embed: with_rates(adamw, lr, embed), [embed / 2, embed], steps)
+    steps, lr = round(steps / 1.5), muon["optimizer.muon.lr"]
+    muon = queue.tuned("muon", size, muon, "optimizer.muon.lr", [lr / 2, lr], steps)
+    lr = muon["optimizer.lr"]
+    muon = queue.tuned("muon, rest", size, muon, "optimizer.lr", [lr / 2, lr], steps)
+    best = best | {key: muon[key] for key in ("optimizer.muon.lr", "optimizer.lr")}
+    best = queue.tuned("recipe, rest", size, best, "optimizer.lr", [best["optimizer.lr"] / 2, best["optimizer.lr"]], steps)
+    ratios(queue, size, adamw, best, "recipe", (1.75, 2.5))
+    ratios(queue, size, adamw, muon, "muon", (1.25, 1.75))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("val", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--part", nargs="*", choices=("1M", "long", "4M"), default=("1M", "long", "4M"))
+    parser.add_argument("--minutes", type=float, default=80)
+    arguments = parser.parse_args()
+    queue = Queue(arguments.out, arguments.text, arguments.val, arguments.minutes)
+    recipes = at_1m(queue)
+    for size in arguments.part:
+        if size != "1M":
+            elsewhere(queue, size, *recipes)
 
 
 if __name__ == "__main__":
