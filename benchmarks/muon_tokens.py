@@ -260,7 +260,9 @@ def elsewhere(queue, size, adamw, muon, best):
     lr = muon["optimizer.lr"]
     muon = queue.tuned("muon, rest", size, muon, "optimizer.lr", [lr / 2, lr], steps)
     best = best | {key: muon[key] for key in ("optimizer.muon.lr", "optimizer.lr")}
-    best = queue.tuned("recipe, rest", size, best, "optimizer.lr", [best["optimizer.lr"] / 2, best["optimizer.lr"]], steps)
+    best = queue.tuned(
+        "recipe, rest", size, best, "optimizer.lr", [best["optimizer.lr"] / 2, best["optimizer.lr"]], steps
+    )
     ratios(queue, size, adamw, best, "recipe", (1.75, 2.5))
     ratios(queue, size, adamw, muon, "muon", (1.25, 1.75))
 
