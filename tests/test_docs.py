@@ -292,6 +292,7 @@ def test_the_tables_of_keys_are_those_of_the_code() -> None:
     assert tables == {key.partition(".")[0] for key in fields()} | {"source"}
 
 
+@pytest.mark.slow
 def test_the_table_of_metrics_is_what_a_run_logs(server: tuple[Path, Path], tmp_path: Path) -> None:
     """Each logged key is in the table of docs/metrics.md; all in the table are logged, but for the seldom ones."""
     section = (DOCS / "metrics.md").read_text("utf-8").split("## What the numbers mean")[1].split("\n## ")[0]

@@ -242,6 +242,7 @@ def test_the_verdict_as_it_is(web: Web, minigpt: Callable[..., str]) -> None:
     assert tokenizer.decode(data.val.tokens(0, len(data.val)).tolist()) == text[cut:]
 
 
+@pytest.mark.slow
 def test_tinystories(web: Web, minigpt: Callable[..., str]) -> None:
     texts = {"train": stories(300), "val": stories(40, seed=1)}
     for split, found in texts.items():
@@ -293,6 +294,7 @@ def parquet_file(folder: Path, texts: list[str]) -> bytes:
     return (folder / "x.parquet").read_bytes()
 
 
+@pytest.mark.slow
 def test_fineweb_edu(web: Web, gpt2: None, minigpt: Callable[..., str], tmp_path: Path) -> None:
     for number, url in enumerate(addresses("fineweb-edu-10b")):
         web.files[url] = parquet_file(tmp_path, stories(20, seed=number))
@@ -307,6 +309,7 @@ def test_fineweb_edu(web: Web, gpt2: None, minigpt: Callable[..., str], tmp_path
     assert data.val.n_documents >= 2
 
 
+@pytest.mark.slow
 def test_four_epochs_are_four_passes(web: Web, gpt2: None, tmp_path: Path) -> None:
     for number, url in enumerate(addresses("fineweb-edu-10b")):
         web.files[url] = parquet_file(tmp_path, stories(5, seed=number))
@@ -399,6 +402,7 @@ def test_openwebtext(web: Web, gpt2: None, minigpt: Callable[..., str], tmp_path
     assert tokenizer.decode(data.train.tokens(0, 2000).tolist()).startswith(stories(1)[0] + "<|endoftext|>")
 
 
+@pytest.mark.slow
 def test_wikitext_is_the_running_text_again(
     web: Web, gpt2: None, hub: dict[str, str], minigpt: Callable[..., str]
 ) -> None:
@@ -418,7 +422,8 @@ def test_gutenberg_is_books_in_english(web: Web, gpt2: None, hub: dict[str, str]
     assert text.count("<|endoftext|>") == 8
 
 
-@pytest.mark.parametrize("preset", ["c4-mixture", pytest.param("two-stage", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["c4-mixture", "two-stage"])
 def test_mixtures_are_read_while_they_train(
     preset: str, web: Web, gpt2: None, hub: dict[str, str], minigpt: Callable[..., str]
 ) -> None:

@@ -183,9 +183,8 @@ class TestErrors:
         assert signal.getsignal(signal.SIGTERM) is before
 
 
-@pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_end_a_stream_quietly_and_keep_its_text(model_folder: Path, number: int, status: int) -> None:
     options = ["--prompt=a", "--max-new-tokens=1000000", "--seed=1", "--threads=1"]  # minutes, if nothing stops it
     line = [sys.executable, "-m", "minigpt", "generate", str(model_folder), *options]
@@ -198,6 +197,7 @@ def test_signals_end_a_stream_quietly_and_keep_its_text(model_folder: Path, numb
     assert len(begin) == 20 and (begin + out).decode().endswith("\n")
 
 
+@pytest.mark.slow
 def test_reader_that_goes_away(model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "ids").write_text("3 " * 1_000_000)  # more text than fits in a pipe
     line = [sys.executable, "-m", "minigpt", "tokenizer", "decode", f"-t{model_folder}", f"--file={tmp_path / 'ids'}"]
@@ -218,6 +218,7 @@ def test_output_that_cannot_be_written() -> None:
     assert found.stderr == b"minigpt: No space left on device\n"
 
 
+@pytest.mark.slow
 def test_utf8_whatever_the_locale(model_folder: Path) -> None:
     line = [sys.executable, "-m", "minigpt", "tokenizer", "decode", "-t", str(model_folder), "30", "31"]
     for encoding in ("latin-1", "ascii"):
@@ -225,6 +226,7 @@ def test_utf8_whatever_the_locale(model_folder: Path) -> None:
         assert (found.stdout.decode("utf-8"), found.stderr) == ("€🙂\n", b"")
 
 
+@pytest.mark.slow
 def test_terminal_of_another_encoding_gets_a_question_mark(model_folder: Path) -> None:
     line = [sys.executable, "-m", "minigpt", "tokenizer", "decode", "-t", str(model_folder), "29", "30"]
     leader, follower = pty.openpty()
@@ -237,6 +239,7 @@ def test_terminal_of_another_encoding_gets_a_question_mark(model_folder: Path) -
         assert os.read(leader, 100) == "ä?\r\n".encode("latin-1")
 
 
+@pytest.mark.slow
 def test_arguments_that_are_not_utf8(model_folder: Path) -> None:
     found = command("tokenizer", "encode", "-t", model_folder, os.fsdecode(b"a\xff"))
     assert found.returncode == 2 and found.stderr.count(b"\n") == 1 and b"Traceback" not in found.stderr
@@ -244,6 +247,7 @@ def test_arguments_that_are_not_utf8(model_folder: Path) -> None:
     assert found.returncode == 2 and found.stderr.count(b"\n") == 1 and b"Traceback" not in found.stderr
 
 
+@pytest.mark.slow
 def test_startup_is_fast() -> None:
     """No bound in seconds holds on every machine: help may take a few times what importing its libraries takes."""
 

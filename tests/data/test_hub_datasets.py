@@ -431,6 +431,7 @@ def ask(requests: dict[str, dict[str, Any]], hub: Hub, home: Path, **more: str) 
     return dict(zip(requests, map(json.loads, done.stdout.splitlines()), strict=True))
 
 
+@pytest.mark.slow
 def test_a_data_set_of_the_hub_streamed_or_whole(answers: dict[str, Any], hub: Hub) -> None:
     stream, whole = answers["stream"], answers["whole"]
     assert stream["texts"] == whole["texts"] == TEXTS
@@ -456,6 +457,7 @@ SAID = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAID)
 def test_what_a_hub_refuses(name: str, answers: dict[str, Any]) -> None:
     answer = answers[name]
@@ -464,6 +466,7 @@ def test_what_a_hub_refuses(name: str, answers: dict[str, Any]) -> None:
     assert "\n" not in answer["said"] and answer["seconds"] < 10
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_without_the_hub_the_librarys_copy_is_read_if_it_is_the_one(
     answers: dict[str, Any], hub: Hub, home: Path

@@ -129,6 +129,7 @@ print(count, pyarrow.default_memory_pool().max_memory())
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_row_group(tmp_path: Path) -> None:
     """40 MB of text in a single row group: all that is held at once is a few pages (1 MB each) of it."""
     texts = [f"{number:08d}" * 500 for number in range(10_000)]

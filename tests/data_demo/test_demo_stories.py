@@ -219,6 +219,7 @@ def test_generated_stories_are_accepted_and_quick() -> None:
     assert [text for text in texts if check_story(text) is not None] == []
 
 
+@pytest.mark.slow
 def test_changed_words_agree_with_the_oracle() -> None:
     """Every word of a class in turn is replaced by another of its class, in 400 stories."""
     generator = random.Random(0)

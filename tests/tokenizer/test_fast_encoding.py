@@ -68,7 +68,7 @@ def test_known_trouble(trained: dict[str, HuggingFaceTokenizer], pattern: str) -
 
 def test_gpt2(test_data: Callable[[str], Path]) -> None:
     tokenizer = load_gpt2(test_data("gpt2_bpe"))
-    text = test_data("tinyshakespeare/input.txt").read_text("utf-8")[:400_000]
+    text = test_data("tinyshakespeare/input.txt").read_text("utf-8")[:100_000]
     texts = [text[start : start + 5000] for start in range(0, len(text), 5000)]
     assert tokenizer._fast is None  # no search for a little text
     arrays = tokenizer.encode_arrays([text])
@@ -192,6 +192,7 @@ def merged_by_list(token: bytes, ranks: dict[tuple[bytes, bytes], int]) -> list[
     return parts
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None)
 @given(st.data())
 def test_the_proof_is_right(data: st.DataObject) -> None:

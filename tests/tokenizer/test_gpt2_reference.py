@@ -22,7 +22,7 @@ ACCENTS, EMOJI, CONTROLS = (
     range(0x1F300, 0x1FB00),
     [*range(0x20), *range(0x7F, 0xA0), 0x200B, 0x202E],
 )
-SOME_TEXTS = ["tokenizer_vectors/taylorswift.txt", "tokenizer_vectors/cs336", "tinyshakespeare/input.txt"]
+SOME_TEXTS = ["tokenizer_vectors/taylorswift.txt", "tokenizer_vectors/cs336"]
 
 
 class Trio:
@@ -89,6 +89,7 @@ def test_all_text_of_the_test_data(trio: Trio, test_data: Callable[[str], Path])
     assert characters > 50_000_000
 
 
+@pytest.mark.slow
 def test_every_byte_and_every_character_of_the_first_plane(trio: Trio) -> None:
     valid = [chr(point) for point in range(0x10000) if not 0xD800 <= point < 0xE000]
     for byte in range(256):
@@ -100,6 +101,7 @@ def test_every_byte_and_every_character_of_the_first_plane(trio: Trio) -> None:
     assert {trio.ours.token_bytes(i) for i in range(50256)} >= {bytes([byte]) for byte in range(256)}
 
 
+@pytest.mark.slow
 def test_random_unicode(trio: Trio) -> None:
     draw = random.Random(20)
 

@@ -193,6 +193,7 @@ def test_damaged_models(tmp_path: Path) -> None:
         load_tokenizer(tmp_path / "nowhere.model")
 
 
+@pytest.mark.slow
 def test_models_with_a_few_wrong_bytes(tmp_path: Path) -> None:
     """They are refused, or are models that can be used and saved: never another error."""
     draw = random.Random(0)

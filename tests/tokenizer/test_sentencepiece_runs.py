@@ -42,6 +42,7 @@ def test_a_run_with_a_trained_model(kind: str, tmp_path: Path) -> None:
     assert shapes["vocab_size"] == 300
 
 
+@pytest.mark.slow
 def test_a_run_with_a_model_that_no_tokenizer_json_says(test_data: Callable[[str], Path], tmp_path: Path) -> None:
     path = test_data("tokenizer_vectors/sentencepiece/test_model.model")
     wanted = settings({"kind": "file", "path": str(path)})

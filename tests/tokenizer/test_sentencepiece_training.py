@@ -100,6 +100,7 @@ def test_counting_words_first_learns_what_the_package_learns_from_the_text(
         assert tokens <= 1.02 * package_tokens  # of a text this short; of longer ones the two are equally good
 
 
+@pytest.mark.slow
 def test_the_same_bytes_in_another_process() -> None:
     """Python's hashes, on which the order of sets depends, are others there."""
     code = (

@@ -21,6 +21,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
+@pytest.mark.slow
 def test_large_blocks_are_reused():
     def faults(what: str) -> int:
         done = subprocess.run([sys.executable, "-c", MEASURE, what], capture_output=True, text=True)

@@ -148,6 +148,7 @@ def test_after_enough_restorations_it_stops_with_a_report(tmp_path, kit, poison)
         kit.train(settings, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3))])
 def test_killed_amid_bad_steps(tmp_path, kit, chaos, killed, poison, part):
     """Two restorations (one to the start), and between them a bad step that is only skipped; killed on the way."""
@@ -166,6 +167,7 @@ def test_killed_amid_bad_steps(tmp_path, kit, chaos, killed, poison, part):
         assert kit.outcome(tmp_path / f"{at}") == expected, f"killed at {at}"
 
 
+@pytest.mark.slow
 def test_stopped_amid_bad_steps(tmp_path, kit, poison):
     """A stop saves a checkpoint within the series: going back must still find the one before it, and end the same."""
     poison([12, 16, 20])

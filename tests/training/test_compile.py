@@ -30,6 +30,7 @@ def test_which_compilers_count(monkeypatch, found, expected):
     assert setup.can_compile(torch.device("cpu")) is expected
 
 
+@pytest.mark.slow
 def test_the_compiler_is_not_imported_unless_it_is_asked_for(tmp_path):
     """It takes seconds and 70 MB."""
     code = """if True:

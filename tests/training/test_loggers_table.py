@@ -136,6 +136,7 @@ def test_the_table_after_going_back(tmp_path, kit, monkeypatch):
     assert same(table(tmp_path / "run"), lines(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_killed_anywhere_a_run_with_a_table_ends_the_same(tmp_path, kit, chaos, killed):
     """Sudden deaths at moments spread over the whole run, the table's own writing among them."""
     settings = kit.config(loggers__csv=True)

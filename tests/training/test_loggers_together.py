@@ -49,7 +49,14 @@ def test_all_together_change_nothing(tmp_path, kit):
     assert names == {"loggers.json", "metrics.csv", "tensorboard", "wandb"}
 
 
-@pytest.mark.parametrize("label", ["after _hook on_train_batch_start", "before log_sample", "after _after_step"])
+@pytest.mark.parametrize(
+    "label",
+    [
+        "after _hook on_train_batch_start",
+        pytest.param("before log_sample", marks=pytest.mark.slow),
+        pytest.param("after _after_step", marks=pytest.mark.slow),
+    ],
+)
 def test_a_sudden_death_changes_nothing(tmp_path, kit, chaos, killed, label):
     """In the middle of the run: some moments are the loggers' own, so they are found by name and not by number."""
     chaos.reset()

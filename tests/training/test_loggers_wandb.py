@@ -205,6 +205,7 @@ def test_an_upload_that_does_not_end(tmp_path):
     assert 0 < settings.init_timeout < BackgroundLogger.patience and settings.silent and settings.console == "off"
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_there(tmp_path, kit, monkeypatch):
     """A port that nobody listens on. The run does not notice; the session is kept, whole, for later."""
     monkeypatch.setenv("WANDB_MODE", "online")

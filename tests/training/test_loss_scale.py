@@ -69,6 +69,7 @@ def test_at_the_smallest_scale_an_overflow_is_the_models_fault(tmp_path, kit, fp
         kit.train(fp16(training__max_bad_steps=2, training__max_restores=0), tmp_path)
 
 
+@pytest.mark.slow
 def test_the_scale_is_part_of_the_state(tmp_path, kit, fp16, monkeypatch, chaos, killed):
     """Killed and resumed, going back to the start included."""
     monkeypatch.setattr(LossScaler, "GROWTH_INTERVAL", 3)

@@ -120,6 +120,7 @@ def test_a_sample_of_the_text(tmp_path: Path) -> None:
 # --- GPT-2's and tiktoken's
 
 
+@pytest.mark.slow
 def test_gpt2_by_two_names(web: Web, test_data: Callable[[str], Path]) -> None:
     for name in GPT2_FILES:
         web.files[GPT2_URL.removeprefix("https://") + name] = test_data(f"gpt2_bpe/{name}").read_bytes()

@@ -83,7 +83,7 @@ def kill_and_resume(kit, chaos, killed, settings, folder, at):
     return whole(kit, folder), label
 
 
-@pytest.mark.parametrize("part", range(3))
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in (1, 2))])
 def test_killed_at_some_moments(tmp_path, kit, chaos, killed, settings, part):
     _, moments = kit.measure(chaos, settings, tmp_path)
     expected = whole(kit, tmp_path / "whole")
@@ -113,7 +113,7 @@ def stop_and_resume(kit, chaos, settings, folder, at, signal=15):
     return whole(kit, folder), label
 
 
-@pytest.mark.parametrize("signal", [2, 15])
+@pytest.mark.parametrize("signal", [2, pytest.param(15, marks=pytest.mark.slow)])
 def test_stopped_by_a_signal_at_some_moments(tmp_path, kit, chaos, settings, signal):
     """Then what was being done is saved, and undone or finished later."""
     _, moments = kit.measure(chaos, settings, tmp_path)

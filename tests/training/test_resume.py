@@ -33,7 +33,7 @@ def kill_and_resume(kit, chaos, killed, settings, expected, folder, at):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("part", range(3))
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in (1, 2))])
 def test_killed_at_some_moments(tmp_path, kit, chaos, killed, layout, part):
     settings = kit.config(**LAYOUTS[layout])
     expected, moments = kit.measure(chaos, settings, tmp_path)
@@ -84,6 +84,7 @@ def test_another_seed_is_another_run(tmp_path, kit):
     assert kit.metrics(tmp_path / "a")[0]["train/loss"] != kit.metrics(tmp_path / "b")[0]["train/loss"]
 
 
+@pytest.mark.slow
 def test_killed_after_early_stopping_stays_stopped(tmp_path, kit, chaos, killed):
     """The learning rate is so low that the loss cannot fall: the run ends at its third evaluation."""
     settings = kit.config(

@@ -162,6 +162,7 @@ def test_a_run_folder_as_path_means_its_newest_checkpoint(tmp_path, kit, stopped
     assert without_callback(kit.outcome(tmp_path / "new"))["files"] == expected["files"]
 
 
+@pytest.mark.slow
 def test_a_path_may_be_continued_with_another_config_and_be_killed(tmp_path, kit, chaos, killed, stopped):
     settings = kit.config(optimizer__lr=1e-3, training__max_steps=8)
     kit.train(settings, tmp_path / "whole", resume=str(stopped))

@@ -124,7 +124,7 @@ def run_whole(kit, minigpt, settings, run):
     return kit.outcome(run)
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(25, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(25, marks=pytest.mark.slow)])
 def test_sigkill_at_random_instants(tmp_path, kit, minigpt, kills):
     settings = write_config(kit, tmp_path / "input")
     expected = run_whole(kit, minigpt, settings, tmp_path / "whole")
@@ -146,7 +146,9 @@ def test_sigkill_at_random_instants(tmp_path, kit, minigpt, kills):
         assert kit.outcome(run) == expected
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
 def test_the_command_stops_with_the_shells_status(tmp_path, kit, minigpt, number, status):
     settings = write_config(kit, tmp_path / "input")
     expected = run_whole(kit, minigpt, settings, tmp_path / "whole")

@@ -96,7 +96,7 @@ def whole_and_killed(tmp_path, kit, chaos, killed, settings, parts) -> dict[str,
     return expected
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ["one source", "all in the buffer", pytest.param("long", marks=pytest.mark.slow)])
 def test_killed_and_resumed(tmp_path, kit, streaming, chaos, killed, layout) -> None:
     settings = streaming(corpus(tmp_path / "corpus.jsonl", documents=20), **LAYOUTS[layout])
     outcome = whole_and_killed(tmp_path, kit, chaos, killed, settings, 2)
@@ -104,6 +104,7 @@ def test_killed_and_resumed(tmp_path, kit, streaming, chaos, killed, layout) -> 
     assert source["epoch"] >= (4 if layout == "long" else 0)
 
 
+@pytest.mark.slow
 def test_a_mixture_killed_and_resumed(tmp_path, kit, streaming, chaos, killed) -> None:
     stages = [{"from_fraction": 0.5, "weights": {"books": 1, "code": 3}}]
     settings = streaming(mixture(tmp_path), data={"shuffle_buffer": 5, "stages": stages}, training__max_steps=12)
@@ -142,6 +143,7 @@ def poison(monkeypatch):
     return spoil
 
 
+@pytest.mark.slow
 def test_bad_steps_are_undone_and_their_rows_left_out(
     tmp_path, kit, streaming, poison, monkeypatch, chaos, killed
 ) -> None:
@@ -171,6 +173,7 @@ def trainer_state(folder: Path) -> dict[str, Any]:
     return json.loads((list_checkpoints(folder)[-1] / "trainer_state.json").read_text())["trainer"]
 
 
+@pytest.mark.slow
 def test_a_signal_between_two_checkpoints(tmp_path, kit, streaming, chaos) -> None:
     settings = streaming(corpus(tmp_path / "corpus.jsonl"), checkpoint__every_steps=100)
     expected, moments = kit.measure(chaos, settings, tmp_path)

@@ -236,6 +236,7 @@ def command(*arguments: str, code: str | None = None) -> subprocess.CompletedPro
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the size limit of files is set as on Linux")
+@pytest.mark.slow
 def test_a_disk_that_really_refuses_to_write(world, one_sentence):
     """The system ends a write in the middle (EFBIG, as ENOSPC would): the run stops, and goes on when there is room."""
     before = world.content("run/checkpoints")

@@ -52,6 +52,7 @@ def test_the_one_used_longest_ago_goes(eight, tokenizer, tmp_path: Path) -> None
     assert len(list(cache.folder.glob("*.tok"))) == 3
 
 
+@pytest.mark.slow
 def test_the_order_of_use_outlives_the_process(eight, tokenizer, tmp_path: Path) -> None:
     for shard in (0, 1, 2, 0):
         cache = ShardCache(tmp_path / "cache", 3 * eight.bytes)  # as another process has one
@@ -250,6 +251,7 @@ def soak(eight, tokenizer, cache: Path, rows: int, faults: bool) -> None:
     assert not list(shards.folder.glob("*.part"))
 
 
+@pytest.mark.slow
 def test_threads_through_a_small_cache(eight, tokenizer, tmp_path: Path) -> None:
     soak(eight, tokenizer, tmp_path / "cache", 40, faults=False)
 

@@ -18,7 +18,7 @@ def on_tokens(parameters: int, tokens: int) -> str:
     """
     ratio = tokens / parameters
     best = math.sqrt(parameters * tokens / TOKENS_PER_PARAMETER)  # C = 6 N D is the same with D = 20 N
-    said = f"{ratio:.3g} a parameter; the best use of this arithmetic is about {TOKENS_PER_PARAMETER}"
+    said = f"{ratio:.3g} a parameter, where about {TOKENS_PER_PARAMETER} make the most of the arithmetic"
     other = f"{amount(best)} parameters on {amount(TOKENS_PER_PARAMETER * best)} tokens"
     if ratio < FEW * TOKENS_PER_PARAMETER:
         return f"{said}: train longer, or take {other}"

@@ -1,5 +1,6 @@
 """`minigpt plan`: what a run would take, from its config alone."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -227,10 +228,13 @@ def _on_gpus(config: Config, machines: Machines, tokens: int | None, mfu: float,
 
 def _here(config: Config, tokens: int | None, mfu: float, price: float | None) -> Estimate:
     device = pick_device(config.run.device)
-    rows = config.training.micro_batch
+    mesh = config.distributed.mesh
+    sizes = ALONE | {name: size or 1 for name, size in mesh}  # as many processes as the mesh has
+    count = math.prod(sizes.values())
     limit = available_memory(device)
-    if not isinstance(rows, int):
-        config = with_rows(config, fitting_rows(config, device))
+    if not isinstance(config.training.micro_batch, int):
+        config = with_rows(config, fitting_rows(config, device, sizes["dp"] * sizes["fsdp"]))
+    refuse_mesh(config, sizes)
     name = "this machine's CPU"
     if device.type != "cpu":
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
@@ -240,7 +244,9 @@ def _here(config: Config, tokens: int | None, mfu: float, price: float | None) -
         peak = peak_flops(device, config.training.precision)
     if price is None and gpu is not None:
         price = gpu.price
-    return _estimate(config, name, ALONE, device.type, limit, peak, tokens, mfu, price)
+    if count > 1 and device.type == "cpu":  # they share what there is
+        name, limit, peak = f"{name}, {count} processes", limit and limit / count, peak and peak / count
+    return _estimate(config, name, sizes, device.type, limit, peak, tokens, mfu, price)
 
 
 def _estimate(
@@ -249,9 +255,7 @@ def _estimate(
 ) -> Estimate:  # fmt: skip
     rows = config.training.micro_batch
     assert isinstance(rows, int)
-    devices = 1
-    for size in sizes.values():
-        devices *= size
+    devices = math.prod(sizes.values())
     memory = memory_on(config, device, sizes)
     changes: list[str] = []
     if limit is not None and memory.total > USABLE * limit:
