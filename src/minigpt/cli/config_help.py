@@ -42,7 +42,7 @@ def preset_summary(name: str) -> str:
         if not line.startswith("#"):
             break
         lines.append(line.lstrip("# "))
-    return re.split(r"(?<=\.) ", " ".join(lines))[0]
+    return re.split(r"(?<=\.)(?<!\bal\.) ", " ".join(lines))[0]
 
 
 def shown(value: Any) -> str:

@@ -39,7 +39,7 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     """The optimizer."""
     schedule: ScheduleConfig = ScheduleConfig()
-    """The learning rate over the run."""
+    """What changes over the run."""
     training: TrainingConfig = TrainingConfig()
     """The loop."""
     distributed: DistributedConfig = DistributedConfig()
