@@ -29,7 +29,7 @@ def test_a_driver_s_name(said, meant):
 
 
 def test_an_unknown_one():
-    assert find_gpu("Quadro K2000") is None
+    assert find_gpu("Quadro K2000") is None and find_gpu("H1000") is None
 
 
 def test_every_one_is_found_by_its_own_name():

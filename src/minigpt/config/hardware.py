@@ -76,10 +76,10 @@ class Machines:
 
 def find_gpu(name: str) -> GPU | None:
     """The GPU that a driver's or a person's name means: `NVIDIA A100-SXM4-40GB`, `h100`, `4090`."""
-    wanted = re.sub(r"[\s_-]", "", name).lower()
+    wanted = name.lower()
     for gpu in GPUS:
         words = gpu.name.lower().removeprefix("rtx ").split()
-        if all(word in wanted for word in words):
+        if all(re.search(rf"{re.escape(word)}(?!\d)", wanted) for word in words):
             return gpu
     return None
 

@@ -74,8 +74,8 @@ def _data_rules(config: Config, sizes: Sizes) -> None:
     if isinstance(micro, int) and rows // micro % shares:
         fits = max(d for d in range(1, min(micro, rows // shares) + 1) if rows // shares % d == 0)
         raise RequestError(
-            f"training.micro_batch={micro} makes {rows // micro} micro-batches of a batch of {rows} rows, which "
-            f"{shares} processes cannot share equally: use {fits}"
+            f"a batch of {rows} rows in training.micro_batch={micro} is {rows // micro} to make, which {shares} "
+            f"processes cannot share equally: use training.micro_batch={fits}"
         )
 
 
