@@ -8,13 +8,14 @@ from typing import Any
 
 import processes
 import pytest
+import torch
 import torch.distributed as dist
 
 from minigpt.cli import main
 from minigpt.config import Config, RequestError, WorkError
 from minigpt.parallel import failures
 from minigpt.parallel.failures import ProcessesError, Watch, watched
-from minigpt.parallel.launch import start_world
+from minigpt.parallel.launch import end_world, start_world
 from minigpt.parallel.world import World
 
 LOST = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4242")
@@ -143,6 +144,22 @@ def ending(how: str) -> str:
     return "no error"
 
 
+def time_limits(mesh: dict[str, int]) -> list[float]:
+    """Of every group of a process, in seconds."""
+    limits = {"mesh": mesh, "timeout_seconds": 77}
+    world = start_world(Config.model_validate({"run": {"device": "cpu"}, "distributed": limits}))
+    assert world.control is not None
+    groups = [world.control, *world.groups.values(), *(world.mesh.get_group(name) for name in mesh)]
+    found = [group._get_backend(torch.device("cpu")).options._timeout.total_seconds() for group in groups]
+    end_world(world)
+    return found
+
+
+def test_every_group_has_the_time_limit():
+    for found in processes.run(2, __file__, "time_limits", {"fsdp": 2}):
+        assert set(found) == {77}
+
+
 def test_an_error_reaches_the_others():
     assert processes.run(2, __file__, "ending", "error") == ["process 1 says: the disk is full", "the disk is full"]
 
@@ -151,5 +168,5 @@ def test_an_error_reaches_the_others():
 def test_a_hang_ends():
     first, second = processes.run(2, __file__, "ending", "hang")
     assert "for 3 s" in first and "process 0 is in step 1 at parallel.world.wait" in first
-    assert "process 1 is in step 1 at" not in first or "where" in first
+    assert "process 1 is in step 1 at nowhere known" in first  # this file's sleep
     assert second.startswith("process 0 says: ") or "lost" in second

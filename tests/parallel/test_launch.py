@@ -57,7 +57,11 @@ def test_another_number_of_processes_is_refused(mesh, processes_, said):
     ("mesh", "sections", "said"),
     [
         ({"dp": 3}, {}, "training.batch_tokens=128 is 8 rows of 16, which 3 processes cannot share equally: use 144"),
-        ({"dp": 4}, {"training": {"micro_batch": 4}}, "makes 2 micro-batches of a batch of 8 rows, which 4 .*: use 2"),
+        (
+            {"dp": 4},
+            {"training": {"micro_batch": 4}},
+            "a batch of 8 rows into 2, which 4 .*: set training.micro_batch=2",
+        ),
         ({"dp": 2}, {"schedule": {"accumulation": [[0, 2], [5, 3]]}}, "has 3 micro-batches, .*: use a multiple of 2"),
         ({"dp": 2}, {"run": {"device": "cuda:1"}}, "run.device=cuda:1 is one device"),
         ({"dp": 2}, {"run": {"device": "mps"}}, "run.device=mps is one device"),
@@ -79,7 +83,7 @@ def test_the_micro_batch_that_is_advised_works():
             try:
                 refuse_mesh(config, {"pp": 1, "dp": 4, "fsdp": 1, "cp": 1, "tp": 1})
             except RequestError as error:
-                advised = int(str(error).rsplit(" ", 1)[1])
+                advised = int(str(error).rsplit("=", 1)[1])
                 better = config_of({"dp": 4}, training={"batch_tokens": rows * 16, "micro_batch": advised})
                 refuse_mesh(better, {"pp": 1, "dp": 4, "fsdp": 1, "cp": 1, "tp": 1})
 

@@ -74,8 +74,8 @@ def _data_rules(config: Config, sizes: Sizes) -> None:
     if isinstance(micro, int) and rows // micro % shares:
         fits = max(d for d in range(1, min(micro, rows // shares) + 1) if rows // shares % d == 0)
         raise RequestError(
-            f"a batch of {rows} rows in training.micro_batch={micro} is {rows // micro} to make, which {shares} "
-            f"processes cannot share equally: use training.micro_batch={fits}"
+            f"training.micro_batch={micro} cuts a batch of {rows} rows into {rows // micro}, which {shares} processes "
+            f"cannot share equally: set training.micro_batch={fits}"
         )
 
 

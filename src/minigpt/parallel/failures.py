@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -103,6 +104,7 @@ class Watch:
         self._beats = 0
         self._known: dict[str, Any] | None = None  # another process's failure
         self._last: tuple[int, str] | None = None
+        self._failed_at: str | None = None  # where this process was when a message failed
         self._since = self._heard = time.monotonic()
         self._neighbour: dict[str, Any] | None = None
 
@@ -136,7 +138,7 @@ class Watch:
                 self._leave(self._known)
 
     def _beat(self, number: int | None = None) -> None:
-        where = (self.world.step, _where(sys._current_frames().get(self._main)))
+        where = (self.world.step, self._failed_at or _where(sys._current_frames().get(self._main)))
         if where != self._last:
             self._last, self._since = where, time.monotonic()
         self._beats += 1
@@ -185,6 +187,8 @@ class Watch:
                 if self.world.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
                     time.sleep(2 * EVERY)  # the store ends with this process, and the others are to read it first
                 return error
+            self._failed_at = _raised_at(error)
+            self._beat()
             before = self._alive()
             until = time.monotonic() + PATIENCE
             while self._failure() is None and time.monotonic() < until:
@@ -300,11 +304,22 @@ def _first_line(error: Exception) -> str:
 def _where(frame: FrameType | None) -> str:
     """The innermost function of this package that a thread is in."""
     while frame is not None:
-        module = frame.f_globals.get("__name__", "")
-        if module.startswith("minigpt."):
-            return f"{module.removeprefix('minigpt.')}.{frame.f_code.co_name}"
+        if name := _name(frame):
+            return name
         frame = frame.f_back
     return "nowhere known"
+
+
+def _raised_at(error: Exception) -> str | None:
+    """The innermost function of this package that an error came through."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return next((name for frame in reversed(frames) if (name := _name(frame))), None)
+
+
+def _name(frame: FrameType) -> str | None:
+    """Of a function of this package."""
+    module: str = frame.f_globals.get("__name__", "")
+    return f"{module.removeprefix('minigpt.')}.{frame.f_code.co_name}" if module.startswith("minigpt.") else None
 
 
 def _waits(frame: FrameType | None) -> bool:

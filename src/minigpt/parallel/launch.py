@@ -34,7 +34,8 @@ def start_world(config: Config) -> World:
     _meet(config, rank, size, cuda)
     local_size = _number("LOCAL_WORLD_SIZE", size)
     world = World(rank=rank, size=size, local_rank=local_rank, local_size=local_size)
-    world.control = _all_over_gloo()
+    timeout = timedelta(seconds=config.distributed.timeout_seconds)
+    world.control = _all_over_gloo(timeout)
     try:
         require_same(world, resolved(config), "start all of them with the same config")
         world.sizes = _settled_mesh(config, size)
@@ -44,6 +45,7 @@ def start_world(config: Config) -> World:
     coordinates = list(product(*(range(world.sizes[name]) for name in DIMENSIONS)))  # of each rank
     world.place = dict(zip(DIMENSIONS, coordinates[rank], strict=True))
     _make_groups(world, coordinates, cuda)
+    _limit(world, timeout)
     return world
 
 
@@ -54,11 +56,11 @@ def _settled_mesh(config: Config, size: int) -> dict[str, int]:
     return sizes
 
 
-def _all_over_gloo() -> "torch.distributed.ProcessGroup":
+def _all_over_gloo(timeout: timedelta) -> "torch.distributed.ProcessGroup":
     """For what processes agree on."""
     import torch.distributed as dist
 
-    return dist.new_group(backend="gloo")
+    return dist.new_group(backend="gloo", timeout=timeout)
 
 
 def end_world(world: World) -> None:
@@ -172,6 +174,14 @@ def _make_groups(world: World, coordinates: list[tuple[int, ...]], cuda: bool) -
             if varied not in made:
                 made[varied] = _group(world, varied, coordinates)
             world.groups["+".join(names)] = made[varied]
+
+
+def _limit(world: World, timeout: timedelta) -> None:
+    """How long a message within a group may take: new groups take PyTorch's half an hour, not the whole one's."""
+    from torch.distributed.distributed_c10d import _set_pg_timeout
+
+    for group in {id(group): group for group in world.groups.values()}.values():
+        _set_pg_timeout(timeout, group)
 
 
 def _group(world: World, varied: frozenset[str], coordinates: list[tuple[int, ...]]) -> "ProcessGroup":
