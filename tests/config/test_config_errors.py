@@ -90,6 +90,7 @@ def test_an_unknown_key_in_a_file_is_found_wherever_it_stands(tmp_path):
         ("optimizer.groups=[{match: a, lr_scal: 1}]", "the nearest one is optimizer.groups.0.lr_scale"),
         ("optimizer.groups=[{match: a, betas: [0.9, 1.5]}]", "optimizer.groups.0.betas=[0.9, 1.5]"),
         ("schedule.accumulation=[0, 8]", "[[0, 8], [8750, 16]]"),
+        ("training.batch_tokens=1099511627776", "training.batch_tokens makes a step of 1,099,511,627,776 tokens"),
         ("data.train={path: a, url: http://x/}", "path and url are set"),
         ("data.train={field: text}", "none of them is set"),
         ("data.train={text: abc, field: x}", "field='x' has no effect on a source given by text"),

@@ -22,6 +22,9 @@ from minigpt.config.training import (
     TrainingConfig,
 )
 
+MOST_TOKENS = 2**31
+"""Of one step, whose rows are kept in a list; Llama 3 405B came to 16 million (Dubey et al. 2024, section 3.4.1)."""
+
 
 class Config(Section):
     """Everything that determines a run."""
@@ -80,6 +83,11 @@ class Config(Section):
         """Raises ValueError unless rows of the context fill the batch, and micro-batches its rows."""
         length, tokens = self.model.context_length, self.training.batch_tokens
         self._require_possible_schedules()
+        micro, counts = self.training.micro_batch, [count for _, count in self.schedule.accumulation or []]
+        largest = max(counts) * micro * length if counts and isinstance(micro, int) else tokens
+        if largest > MOST_TOKENS:
+            key = "schedule.accumulation" if counts else "training.batch_tokens"
+            raise ValueError(f"{key} makes a step of {largest:,} tokens: use at most {MOST_TOKENS:,}")
         if self.schedule.accumulation is not None:
             return  # it counts micro-batches
         if tokens % length:
@@ -88,7 +96,7 @@ class Config(Section):
             raise ValueError(
                 f"training.batch_tokens={tokens} is not a multiple of model.context_length={length}: use {near}"
             )
-        rows, micro = self.batch_rows, self.training.micro_batch
+        rows = self.batch_rows
         if isinstance(micro, int) and rows % micro:
             divisor = max(d for d in range(1, min(rows, micro) + 1) if rows % d == 0)
             raise ValueError(
