@@ -82,7 +82,7 @@ def work(task):
     tokens, seconds = contestant(task)
     import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
     print(json.dumps({"tokens": tokens, "seconds": seconds, "memory": peak}))
 
 

@@ -288,7 +288,7 @@ def memory_mb(device):
         return torch.cuda.max_memory_allocated() / 1e6
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 # ---- the contest ----------------------------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -142,6 +144,18 @@ def test_a_peak_that_was_measured_too_low_is_measured_again():
 
 def test_memory_is_that_of_a_process_with_pytorch():
     assert peak_memory_mb(torch.device("cpu")) > 10
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
+def test_a_processs_peak_is_its_own():
+    """Not that of the program that started it, which getrusage passes on."""
+    code = "from minigpt.training.telemetry import peak_memory_mb, torch; print(peak_memory_mb(torch.device('cpu')))"
+    big = f"import os, sys; held = bytearray(2**30); os.execv(sys.executable, [sys.executable, '-c', {code!r}])"
+    peaks = [
+        float(subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True).stdout)
+        for text in (code, big)
+    ]
+    assert 50 < peaks[0] < 900 and peaks[1] == pytest.approx(peaks[0], rel=0.1)
 
 
 def test_handlers_come_back():

@@ -5,6 +5,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -30,11 +31,15 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Most memory used so far, in MB: the GPU's, or the process's resident set."""
+    """Most memory used so far, in MB (10^6 bytes): the GPU's, or the process's resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kilobytes / (1e6 if sys.platform == "darwin" else 1e3)
+    try:  # getrusage's also counts what the program that started this one had taken by then
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024 / 1e6
+    except (OSError, StopIteration):  # not Linux
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 class Speedometer:
