@@ -13,7 +13,8 @@ them a step, bf16 arithmetic, one thread. The protocol, as docs/LOG.md states it
    each run with its own whole schedule. The tokens that a recipe needs to reach the loss of AdamW of the same seed
    (equal order of rows) are read off between two fractions, linearly in the logarithm of the tokens; where the first
    two do not enclose it, others follow by factors of 1.25.
-3. The same with four times the steps, and with four times the parameters: learning rates are looked at again.
+3. The same with four times the steps, and with four times the parameters: the learning rates of AdamW and of the recipe
+   are looked at again, Muon alone takes the recipe's.
 
 Every trial is a line of FOLDER/trials.jsonl; what is there is not run again, so the script can be stopped at any time,
 and several may work on the same folder. It ends when all is done, or else, with exit status 3, after the trial in which
@@ -241,30 +242,27 @@ def control(queue, size, adamw, best):
     network = {key: value for key, value in best.items() if key.startswith("model.")}
     lr, steps = adamw["optimizer.lr"], STEPS[size]
     embed = lr * adamw["optimizer.groups"][0]["lr_scale"]
-    start = [embed / 4, embed / 2, embed] if size == "1M" else [embed / 2, embed]
     recipe = queue.best(
-        "adamw, recipe's network, head", size, lambda head: with_rates(adamw | network, lr, embed, head), start, steps
+        "adamw, recipe's network, head",
+        size,
+        lambda head: with_rates(adamw | network, lr, embed, head),
+        [embed / 4, embed / 2, embed],
+        steps,
     )
     ratios(queue, size, adamw, recipe, "adamw, recipe's network", (1.0, 1.25))
 
 
 def elsewhere(queue, size, adamw, muon, best):
-    """The recipes of 1M at another size or budget: the learning rates of both are looked at again."""
+    """The recipes of 1M at another size or budget, where the learning rates are looked at again."""
     lr, steps = adamw["optimizer.lr"], STEPS[size]
     embed = lr * adamw["optimizer.groups"][0]["lr_scale"]
     adamw = queue.best("adamw", size, lambda lr: with_rates(adamw, lr, embed), [lr / 2, lr], steps)
-    lr = adamw["optimizer.lr"]
-    adamw = queue.best("adamw embed", size, lambda embed: with_rates(adamw, lr, embed), [embed / 2, embed], steps)
-    steps, lr = round(steps / 1.5), muon["optimizer.muon.lr"]
-    muon = queue.tuned("muon", size, muon, "optimizer.muon.lr", [lr / 2, lr], steps)
-    lr = muon["optimizer.lr"]
-    muon = queue.tuned("muon, rest", size, muon, "optimizer.lr", [lr / 2, lr], steps)
-    best = best | {key: muon[key] for key in ("optimizer.muon.lr", "optimizer.lr")}
-    best = queue.tuned(
-        "recipe, rest", size, best, "optimizer.lr", [best["optimizer.lr"] / 2, best["optimizer.lr"]], steps
-    )
-    ratios(queue, size, adamw, best, "recipe", (1.75, 2.5))
-    ratios(queue, size, adamw, muon, "muon", (1.25, 1.75))
+    steps, lr, rest = round(steps / 1.5), best["optimizer.muon.lr"], best["optimizer.lr"]
+    best = queue.tuned("recipe", size, best, "optimizer.muon.lr", [lr / 2, lr], steps)
+    best = queue.tuned("recipe, rest", size, best, "optimizer.lr", [rest / 2, rest], steps)
+    muon = muon | {key: best[key] for key in ("optimizer.muon.lr", "optimizer.lr")}
+    ratios(queue, size, adamw, best, "recipe", (1.2, 1.5))
+    ratios(queue, size, adamw, muon, "muon", (1.0, 1.25))
 
 
 def main():
