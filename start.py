@@ -64,7 +64,10 @@ def main(arguments: list[str]) -> int:
             return subprocess.run(command).returncode
         os.environ.setdefault("MINIGPT_COMMAND", "python3 start.py")  # for commands that minigpt suggests
         os.execv(PYTHON, command)  # in this very process, so that Ctrl-C reaches minigpt alone
-    checks = [["pytest", *arguments[1:]]]
+    workers = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    spread = ["-n", str(workers), "--dist", "loadfile"] if workers > 1 else []
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of several processes would be in each other's way
+    checks = [["pytest", *spread, *arguments[1:]]]
     if arguments[0] == "check":
         checks = [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], *checks]
         # what the pages and the notebook tell people to type: a minute that the tests do without

@@ -81,7 +81,9 @@ def made(folder: Path, write: Callable[[Path], None]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("write", "files"), [(parquet, 3), (jsonl, 2), (csv, 1), (saved, 1), (saved_alone, 1)], ids=lambda v: str(v)
+    ("write", "files"),
+    [(parquet, 3), (jsonl, 2), (csv, 1), (saved, 1), (saved_alone, 1)],
+    ids=lambda v: getattr(v, "__name__", v),
 )
 def test_a_folder_is_read_from_any_record_on(write: Callable[[Path], None], files: int, tmp_path: Path) -> None:
     source = SourceConfig(hub=made(tmp_path / "set", write))

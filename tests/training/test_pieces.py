@@ -146,6 +146,7 @@ def test_memory_is_that_of_a_process_with_pytorch():
     assert peak_memory_mb(torch.device("cpu")) > 10
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
 def test_a_processs_peak_is_its_own():
     """Not that of the program that started it, which getrusage passes on."""
