@@ -66,14 +66,15 @@ def main(arguments: list[str]) -> int:
         os.execv(PYTHON, command)  # in this very process, so that Ctrl-C reaches minigpt alone
     workers = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     spread = ["-n", str(workers), "--dist", "loadfile"] if workers > 1 else []
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of several processes would be in each other's way
     checks = [["pytest", *spread, *arguments[1:]]]
     if arguments[0] == "check":
         checks = [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], *checks]
         # what the pages and the notebook tell people to type: a minute that the tests do without
         checks.append(["pytest", "-m", "slow", "tests/test_notebook.py", "tests/test_docs.py"])
     for check in checks:
-        status = subprocess.run([PYTHON, "-m", *check], cwd=ROOT).returncode
+        # the threads of several processes would be in each other's way
+        environment = {"OMP_NUM_THREADS": "1", **os.environ} if "-n" in check else None
+        status = subprocess.run([PYTHON, "-m", *check], cwd=ROOT, env=environment).returncode
         if status:
             print(f"start.py: {check[0]} failed", file=sys.stderr)
             return status
