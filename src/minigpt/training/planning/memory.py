@@ -72,6 +72,8 @@ def estimate(config: Config, device: str, rows: int | None = None) -> Memory:
     """
     resident = process_bytes() if device == "cpu" else 0  # before the simulation imports what training does not
     peak = simulate(config, device, cast(int, config.training.micro_batch) if rows is None else rows)
+    if config.optimizer.ema_decay is not None:
+        peak["optimizer"] += peak["weights"]  # their average
     if device != "cpu":
         return Memory(**peak, process=CUDA_WORK_BYTES)
     state = peak["weights"] + peak["optimizer"]
