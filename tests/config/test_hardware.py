@@ -3,7 +3,7 @@
 import pytest
 
 from minigpt.config import RequestError
-from minigpt.config.hardware import GPUS, find_gpu, parse_machines
+from minigpt.config.hardware import GPUS, Machines, find_gpu, parse_machines
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,7 @@ def test_an_unknown_one():
 def test_every_one_is_found_by_its_own_name():
     for gpu in GPUS:
         assert find_gpu(gpu.name) is gpu
+        assert parse_machines(gpu.name.replace(" ", "-") + "x8") == [Machines(gpu, 8)]  # as the messages write it
         assert gpu.single <= gpu.half and 0 < gpu.memory < 1e12
 
 

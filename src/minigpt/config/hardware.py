@@ -95,6 +95,6 @@ def parse_machines(text: str) -> list[Machines]:
             raise RequestError(f"--gpus {part.strip()!r} is none of the GPUs that are known ({known}), as in H100x8")
         number = int(count[1] or count[3] or 1)
         if number < 1:
-            raise RequestError(f"--gpus {part.strip()!r} has no GPU: write {gpu.name.replace(' ', '')}x1 or more")
+            raise RequestError(f"--gpus {part.strip()!r} has no GPU: write {gpu.name.replace(' ', '-')}x1 or more")
         found.append(Machines(gpu, number))
     return found
