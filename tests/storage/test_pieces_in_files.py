@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from minigpt.config import RequestError
-from minigpt.storage import CorruptFolderError
+from minigpt.storage import CorruptFolderError, tensor_files
 from minigpt.storage.tensor_files import PLACES, TYPES, TensorFiles, write_whole
 from minigpt.storage.tensors import load_tensors, save_tensors
 
@@ -69,6 +69,17 @@ def test_writing_whole_tensors_gives_the_bytes_that_saving_them_gives(tmp_path):
     )
     write_whole(tmp_path / "found", TensorFiles([first, second]))
     assert (tmp_path / "found").read_bytes() == (tmp_path / "expected").read_bytes()
+
+
+def test_files_that_are_put_together_are_not_all_mapped_at_once(tmp_path, monkeypatch):
+    tensors = {str(i): torch.randn(1000) for i in range(10)}
+    save_tensors(tmp_path / "x", tensors)
+    monkeypatch.setattr(tensor_files, "MAPPED_BYTES", 8000)
+    opened = []
+    monkeypatch.setattr(tensor_files, "_open", lambda *args, of=tensor_files._open: opened.append(args) or of(*args))
+    write_whole(tmp_path / "y", TensorFiles([tmp_path / "x"]))
+    assert (tmp_path / "y").read_bytes() == (tmp_path / "x").read_bytes()
+    assert len(opened) == 4  # after each 3 tensors of 4,000 bytes
 
 
 def test_types_of_all_kinds(tmp_path):

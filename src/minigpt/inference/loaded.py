@@ -21,6 +21,7 @@ from minigpt.inference.engine import Generation, generate, generate_stream
 from minigpt.interop.begin import begin_ids
 from minigpt.interop.huggingface.reading import build_model
 from minigpt.model import GPT
+from minigpt.model.kernels import keep_few_kernels
 from minigpt.storage import resolve_model
 from minigpt.tokenizer import Tokenizer, load_tokenizer
 
@@ -132,6 +133,7 @@ def load(
 
 def pick_device(name: str) -> torch.device:
     """The device of that name, or for `auto` the best one here. Raises RequestError if PyTorch cannot use it."""
+    keep_few_kernels()
     if name == "auto":
         return torch.device(
             "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

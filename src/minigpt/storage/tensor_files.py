@@ -28,6 +28,9 @@ PLACES = "DCP_SHARDING_INFO"
 """In a file's metadata: JSON, by name the place in the whole tensor at which the file's piece begins."""
 _OFFSETS = "saved_offsets"
 
+MAPPED_BYTES = 2**26
+"""Of files that are put together, about as much is mapped at a time (64 MiB)."""
+
 
 @dataclass(frozen=True)
 class _Piece:
@@ -89,6 +92,10 @@ class TensorFiles(Mapping[str, Tensor]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._pieces
+
+    def anew(self) -> "TensorFiles":
+        """The same files, opened once more."""
+        return TensorFiles(self._paths, self._device)
 
     def shape(self, name: str) -> Shape:
         """Of the whole tensor."""
@@ -163,10 +170,22 @@ def write_entries(path: Path, entries: Mapping[str, Entry]) -> None:
 
 
 def write_whole(path: Path, files: TensorFiles) -> None:
-    """Write all tensors of some files, whole, to one new file. Memory and errors as `write_entries`."""
-    write_entries(
-        path, {name: Entry(files.kind(name), files.shape(name), partial(files.__getitem__, name)) for name in files}
-    )
+    """Write all tensors of some files, whole, to one new file. Memory and errors as `write_entries`.
+
+    What was read of a mapped file counts as this process's memory until the file is closed, so they are opened anew
+    now and then.
+    """
+    mapped = 0
+
+    def read(name: str) -> Tensor:
+        nonlocal files, mapped
+        if mapped > MAPPED_BYTES:
+            files, mapped = files.anew(), 0
+        tensor = files[name]
+        mapped += tensor.nbytes
+        return tensor
+
+    write_entries(path, {name: Entry(files.kind(name), files.shape(name), partial(read, name)) for name in files})
 
 
 TYPES = {

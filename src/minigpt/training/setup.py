@@ -26,7 +26,7 @@ from minigpt.parallel.parallel import Parallel
 from minigpt.parallel.world import World
 from minigpt.storage import cache_dir, resolve_model
 from minigpt.tokenizer import Tokenizer
-from minigpt.training.allocator import keep_freed_memory
+from minigpt.training.allocator import keep_freed_memory, returned_bytes
 from minigpt.training.cores import available_cores
 from minigpt.training.extensions import settle_extensions
 from minigpt.training.network import settle_network
@@ -65,7 +65,7 @@ def settle_hardware(
     torch.backends.cudnn.benchmark = False
     config = settle_arithmetic(config, device)
     if device.type == "cpu":
-        keep_freed_memory()
+        keep_freed_memory(returned_bytes(config, world.sizes["fsdp"]))
     compiled = config.training.compile
     if compiled and not can_compile(device):
         logger.warning("training.compile=true is left out: no compiler was found (install g++, or name one in CXX)")
