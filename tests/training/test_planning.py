@@ -203,9 +203,13 @@ def test_a_dry_run_says_the_same(kit):
 def test_runs_take_what_was_planned():
     script = Path(__file__).parents[2] / "benchmarks" / "plan_memory.py"
     names = [
-        "0.8M, fp32, 64 x 256", "unseen: 49M, bf16, latent, experts", "unseen: 5M, fp32, fsdp of 2", "24M, fp32, tp of 2",
-        "unseen: 15M, fp32, cp of 2", "34M, bf16, pp of 2",
-    ]  # fmt: skip
+        "0.8M, fp32, 64 x 256",
+        "unseen: 49M, bf16, latent, experts",
+        "unseen: 5M, fp32, fsdp of 2",
+        "24M, fp32, tp of 2",
+        "unseen: 15M, fp32, cp of 2",
+        "34M, bf16, pp of 2",
+    ]
     command = [sys.executable, str(script), "--json", "--only", *names]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
