@@ -56,7 +56,7 @@ def test_every_expert_that_a_token_goes_to_takes_memory(kit, moe):
 
 
 def test_of_several_processes(kit):
-    sizes = {"optimizer__name": "adamw", "training__micro_batch": 1}
+    sizes = {"optimizer__name": "adamw", "training__micro_batch": 1, "model__n_embd": 256, "model__n_layer": 4}
     alone = dry_run(kit.config(**sizes))
     shared = dry_run(kit.config(**sizes, distributed__mesh__fsdp=2), 2)
     assert shared.tokens == alone.tokens and shared.memory_bytes < alone.memory_bytes
