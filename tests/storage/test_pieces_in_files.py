@@ -82,6 +82,21 @@ def test_files_that_are_put_together_are_not_all_mapped_at_once(tmp_path, monkey
     assert len(opened) == 4  # after each 3 tensors of 4,000 bytes
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads /proc")
+def test_closed_files_are_not_mapped_and_can_be_read_again(tmp_path):
+    tensors = {"a": torch.randn(100_000), "b": torch.randn(100_000)}
+    save_tensors(tmp_path / "x", tensors)
+    files = TensorFiles([tmp_path / "x"])
+
+    def mapped() -> bool:
+        return str(tmp_path / "x") in Path("/proc/self/maps").read_text()
+
+    assert torch.equal(files["a"], tensors["a"]) and mapped()
+    files.close()
+    assert not mapped() and list(files) == ["a", "b"]
+    assert torch.equal(files["b"], tensors["b"])
+
+
 def test_types_of_all_kinds(tmp_path):
     tensors = {
         **{str(i): torch.tensor([i, 2]).to(dtype) for i, dtype in enumerate(TYPES.values())},

@@ -2,8 +2,11 @@
 
 import contextlib
 import shutil
+from pathlib import Path
 
 import pytest
+
+from minigpt.training.trainer import Trainer
 
 LAYOUTS = {
     "background": {},
@@ -69,6 +72,27 @@ def test_killed_again_and_again(tmp_path, kit, chaos, killed):
     chaos.reset()
     kit.train(settings, tmp_path / "run")
     assert kit.outcome(tmp_path / "run") == kit.outcome(tmp_path / "whole")
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads /proc")
+def test_a_run_that_goes_on_lets_go_of_the_checkpoint(tmp_path, kit, monkeypatch):
+    """Otherwise its weights and moments count twice as long as it lasts."""
+    real, maps, off = Trainer._train_step, [], []
+
+    def step(self, number, batch):
+        if number == 5 and not off:
+            off.append(True)
+            raise RuntimeError("the power is off")
+        maps.append(Path("/proc/self/maps").read_text())
+        return real(self, number, batch)
+
+    monkeypatch.setattr(Trainer, "_train_step", step)
+    settings = kit.config(checkpoint__every_steps=2)
+    with pytest.raises(RuntimeError):
+        kit.train(settings, tmp_path)
+    maps.clear()
+    assert kit.train(settings, tmp_path).exit_status == 0
+    assert maps and not any("optimizer.safetensors" in one for one in maps)
 
 
 def test_two_runs_of_one_config(tmp_path, kit):

@@ -93,9 +93,9 @@ class TensorFiles(Mapping[str, Tensor]):
     def __contains__(self, name: object) -> bool:
         return name in self._pieces
 
-    def anew(self) -> "TensorFiles":
-        """The same files, opened once more."""
-        return TensorFiles(self._paths, self._device)
+    def close(self) -> None:
+        """Let go of the files, of which what was read counts as this process's memory; reading opens them again."""
+        self._files = [None] * len(self._paths)
 
     def shape(self, name: str) -> Shape:
         """Of the whole tensor."""
@@ -124,7 +124,8 @@ class TensorFiles(Mapping[str, Tensor]):
         return self._read(pieces[0], name, pieces[0].offset, (0,) * len(size)).new_empty(size) if box is None else box
 
     def _read(self, piece: _Piece, name: str, offset: Shape, size: Shape) -> Tensor:
-        file, path = self._files[piece.file], self._paths[piece.file]
+        path = self._paths[piece.file]
+        file = self._files[piece.file] = self._files[piece.file] or _open(path, self._device)
         try:
             if size == piece.size:
                 return file.get_tensor(name)
@@ -172,15 +173,15 @@ def write_entries(path: Path, entries: Mapping[str, Entry]) -> None:
 def write_whole(path: Path, files: TensorFiles) -> None:
     """Write all tensors of some files, whole, to one new file. Memory and errors as `write_entries`.
 
-    What was read of a mapped file counts as this process's memory until the file is closed, so they are opened anew
-    now and then.
+    What was read of a mapped file counts as this process's memory until the file is closed, so they are now and then.
     """
     mapped = 0
 
     def read(name: str) -> Tensor:
-        nonlocal files, mapped
+        nonlocal mapped
         if mapped > MAPPED_BYTES:
-            files, mapped = files.anew(), 0
+            files.close()
+            mapped = 0
         tensor = files[name]
         mapped += tensor.nbytes
         return tensor

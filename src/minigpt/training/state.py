@@ -178,6 +178,8 @@ def load_state(trainer: "Trainer", checkpoint: Checkpoint) -> None:
     trainer.journal.rewind(trainer.step)
     trainer.settled = state["settled"]
     trainer.saved_step = trainer.step if trainer.settled else None
+    for tensors in (checkpoint.model_state, checkpoint.optimizer_state):
+        tensors.close()  # the checkpoint may live as long as the run
 
 
 def refuse_other_optimizer(trainer: "Trainer", origin: Checkpoint) -> None:
