@@ -85,7 +85,7 @@ CONFIGS = {
         "llama-style", "model.n_layer=8", "model.n_embd=512", "model.n_head=8", "model.n_kv_head=4",
         "model.context_length=512", "training.batch_tokens=8192", "training.micro_batch=4",
         "training.precision=bf16", "distributed.mesh={pp: 2}", "training.compile=false", "model.vocab_size=8192"],
-    "unseen: 5M, fp32, fsdp of 2": [
+    "5M, fp32, fsdp of 2": [
         "shakespeare-char", "model.n_layer=6", "model.n_head=4", "model.n_embd=256", "model.context_length=256",
         "training.batch_tokens=8192", "training.micro_batch=8", "distributed.mesh={fsdp: 2}",
         "model.vocab_size=1024"],

@@ -205,7 +205,7 @@ def test_runs_take_what_was_planned():
     names = [
         "0.8M, fp32, 64 x 256",
         "unseen: 49M, bf16, latent, experts",
-        "unseen: 5M, fp32, fsdp of 2",
+        "5M, fp32, fsdp of 2",
         "24M, fp32, tp of 2",
         "unseen: 15M, fp32, cp of 2",
         "34M, bf16, pp of 2",

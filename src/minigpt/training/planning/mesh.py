@@ -7,7 +7,7 @@ from minigpt.config.mesh import Sizes
 from minigpt.model.count import count_parameters
 from minigpt.training.planning.memory import Memory
 
-GAPS = {"fsdp": (0.3, 0.3), "tp": (0.8, 0.8), "cp": (0.95, 0.3), "pp": (1.5, 0.3)}
+GAPS = {"fsdp": (0.45, 0.45), "tp": (0.8, 0.8), "cp": (0.95, 0.3), "pp": (1.5, 0.3)}
 """On a CPU, what the allocator leaves between blocks, as a share of activations, logits and what is exchanged: buffers
 of many sizes leave more of it than one process's tensors do (`memory.GAPS`). The second number is for runs that write
 checkpoints meanwhile, whose copies settle in the gaps. Fitted to one or two runs each."""
